@@ -1,0 +1,126 @@
+"""The one place where coordinates change frame.
+
+Frames: "image px" (the displayed frame), "crop px" (the network's input), "heatmap px" (its cells).
+All are 0-based with pixel centres at integers, x right, y down.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hgpose.errors import InputError
+
+#: A heatmap cell spans this many crop px; cell h is centred on crop px 4 h + 1.5.
+HEATMAP_STRIDE_PX = 4
+
+FloatArray = NDArray[np.floating]
+
+
+def heatmap_to_crop(points_xy: FloatArray) -> FloatArray:
+    """Heatmap px ``(..., 2)`` to crop px."""
+    return points_xy * HEATMAP_STRIDE_PX + (HEATMAP_STRIDE_PX - 1) / 2
+
+
+def crop_to_heatmap(points_xy: FloatArray) -> FloatArray:
+    """Crop px ``(..., 2)`` to heatmap px; the inverse of :func:`heatmap_to_crop`."""
+    return (points_xy - (HEATMAP_STRIDE_PX - 1) / 2) / HEATMAP_STRIDE_PX
+
+
+@dataclass(frozen=True)
+class CropTransform:
+    """A square window on an image, and the map between both frames.
+
+    Attributes:
+        center_xy: centre of the window, image px.
+        side_px: its side, image px.
+        size_px: side of the crop it is scaled to, crop px.
+        rotation_deg: the content turns by this much, counter-clockwise as seen on the screen.
+        mirror: the content is mirrored left to right (after turning).
+    """
+
+    center_xy: tuple[float, float]
+    side_px: float
+    size_px: int
+    rotation_deg: float = 0.0
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        if not (all(map(math.isfinite, self.center_xy)) and 0 < self.side_px < math.inf and self.size_px > 0):
+            raise InputError(f"a crop needs a finite centre and a positive side, got {self}")
+
+    @classmethod
+    def from_box(cls, box_xyxy: FloatArray, size_px: int, padding: float = 1.0) -> CropTransform:
+        """The window around a box ``(4,)`` image px: its longer side times ``padding``."""
+        x1, y1, x2, y2 = (float(v) for v in box_xyxy)
+        side = max(x2 - x1, y2 - y1, 1.0) * padding
+        return cls(((x1 + x2) / 2, (y1 + y2) / 2), side, size_px)
+
+    @cached_property
+    def matrix(self) -> NDArray[np.float64]:
+        """``(2, 3)`` float64, image px to crop px."""
+        scale = self.size_px / self.side_px
+        angle = math.radians(self.rotation_deg)
+        a, b = scale * math.cos(angle), scale * math.sin(angle)
+        # y points down, so this turns counter-clockwise on the screen.
+        linear = np.array([[a, b], [-b, a]])
+        if self.mirror:
+            linear[0] = -linear[0]
+        middle = (self.size_px - 1) / 2
+        offset = np.array([middle, middle]) - linear @ np.array(self.center_xy)
+        return np.column_stack([linear, offset])
+
+    @cached_property
+    def inverse_matrix(self) -> NDArray[np.float64]:
+        """``(2, 3)`` float64, crop px to image px."""
+        return np.linalg.inv(np.vstack([self.matrix, [0.0, 0.0, 1.0]]))[:2]
+
+    def to_crop(self, points_xy: FloatArray) -> FloatArray:
+        """Image px ``(..., 2)`` to crop px."""
+        return points_xy @ self.matrix[:, :2].T + self.matrix[:, 2]
+
+    def to_image(self, points_xy: FloatArray) -> FloatArray:
+        """Crop px ``(..., 2)`` to image px."""
+        return points_xy @ self.inverse_matrix[:, :2].T + self.inverse_matrix[:, 2]
+
+    def warp(self, image: NDArray[np.uint8], onto: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """The crop of an image ``(H, W, 3)``: ``(size_px, size_px, 3)`` uint8.
+
+        Where the window leaves the image the crop shows ``onto`` (written over), by default black.
+        """
+        if onto is None:
+            onto = np.zeros((self.size_px, self.size_px, 3), dtype=np.uint8)
+        matrix = self.matrix
+        shrink = int(self.side_px / self.size_px)
+        if shrink >= 2:
+            # Bilinear sampling alone skips pixels when it shrinks; average whole blocks first.
+            image, matrix = self._shrunk_window(image, shrink)
+        size = (self.size_px, self.size_px)
+        cv2.warpAffine(
+            image, matrix, size, dst=onto, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT
+        )
+        return onto
+
+    def _shrunk_window(
+        self, image: NDArray[np.uint8], shrink: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """The part of the image under the window, ``shrink`` times smaller, and its map to the crop."""
+        s = self.size_px
+        corners = self.to_image(np.array([[0, 0], [s - 1, 0], [0, s - 1], [s - 1, s - 1]], dtype=np.float64))
+        height, width = image.shape[:2]
+        low = np.floor(corners.min(axis=0)).astype(int) - 2 * shrink
+        high = np.ceil(corners.max(axis=0)).astype(int) + 2 * shrink
+        x1, y1 = np.clip(low, 0, [width - 1, height - 1])
+        x2, y2 = np.clip(high, [x1 + 1, y1 + 1], [width, height])
+        w, h = max((x2 - x1) // shrink, 1), max((y2 - y1) // shrink, 1)
+        window = cv2.resize(image[y1:y2, x1:x2], (int(w), int(h)), interpolation=cv2.INTER_AREA)
+        # Small px p covers image px x1 + (p + 0.5) * ratio - 0.5.
+        ratio = np.array([(x2 - x1) / w, (y2 - y1) / h])
+        origin = np.array([x1, y1]) + 0.5 * ratio - 0.5
+        linear, offset = self.matrix[:, :2], self.matrix[:, 2]
+        return np.asarray(window, dtype=np.uint8), np.column_stack([linear * ratio, linear @ origin + offset])

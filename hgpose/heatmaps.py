@@ -1,0 +1,99 @@
+"""Keypoints to heatmaps and back: encode stands beside decode, so that they agree.
+
+Symbols: N people, K keypoints, h and w heatmap size in cells. Points are heatmap px, (x, y).
+
+The network's raw maps z become probabilities by a softmax over all h*w cells *and* one more
+outcome, "not in this crop", whose raw value is fixed at 0::
+
+    p(cell) = exp(z(cell)) / (1 + sum of exp(z))
+
+So the map of a keypoint is the probability of the joint at every cell, its sum is the probability
+that the joint is in the crop at all, and an absent joint is a map near zero everywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+#: Cells to either side of the peak that count as "at the peak", in position and score.
+_WINDOW = 2
+
+
+def encode(points_xy: Tensor, present: Tensor, size_hw: tuple[int, int], sigma: float) -> Tensor:
+    """Target distributions: a Gaussian of unit sum where the joint is, all zeros where it is not.
+
+    Args:
+        points_xy: ``(N, K, 2)`` float, heatmap px.
+        present: ``(N, K)`` bool, whether the joint lies in the crop.
+        size_hw: (h, w).
+        sigma: standard deviation, cells.
+
+    Returns:
+        ``(N, K, h, w)`` float.
+    """
+    h, w = size_hw
+    xs = torch.arange(w, device=points_xy.device, dtype=points_xy.dtype)
+    ys = torch.arange(h, device=points_xy.device, dtype=points_xy.dtype)
+    gx = torch.exp(-((xs - points_xy[..., 0:1]) ** 2) / (2 * sigma**2))
+    gy = torch.exp(-((ys - points_xy[..., 1:2]) ** 2) / (2 * sigma**2))
+    gx = gx / gx.sum(-1, keepdim=True).clamp_min(1e-12)
+    gy = gy / gy.sum(-1, keepdim=True).clamp_min(1e-12)
+    return gy[..., :, None] * gx[..., None, :] * present[..., None, None]
+
+
+def cross_entropy(maps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Mean cross-entropy between raw maps and :func:`encode` targets, "not in this crop" included.
+
+    Args:
+        maps: ``(N, K, h, w)`` raw maps.
+        targets: ``(N, K, h, w)`` of sum 1 (joint present) or 0 (absent).
+        weights: ``(N, K)``, 0 where nothing is known of the joint.
+
+    Returns:
+        Scalar: the weighted mean over joints.
+    """
+    flat = maps.float().flatten(2)
+    log_total = torch.logsumexp(F.pad(flat, (0, 1)), dim=-1)
+    loss = log_total - (targets.flatten(2) * flat).sum(-1)
+    return (loss * weights).sum() / weights.sum().clamp_min(1.0)
+
+
+def probabilities(maps: Tensor) -> Tensor:
+    """Raw maps ``(N, K, h, w)`` to the probability of the joint at every cell, float32."""
+    flat = F.pad(maps.float().flatten(2), (0, 1)).softmax(-1)
+    return flat[..., :-1].unflatten(-1, maps.shape[-2:])
+
+
+def flip(heatmaps: Tensor, flip_order: tuple[int, ...]) -> Tensor:
+    """Heatmaps ``(N, K, h, w)`` of a mirrored crop as those of the crop itself (sides swapped back)."""
+    return heatmaps[:, list(flip_order)].flip(-1)
+
+
+def decode(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Peak position and score of probability heatmaps, without leaving the device.
+
+    The position is the mean of the distribution inside a 5x5 window around its highest cell
+    (a local soft-argmax), the score the probability inside that window.
+
+    Args:
+        heatmaps: ``(N, K, h, w)``, from :func:`probabilities`.
+
+    Returns:
+        points ``(N, K, 2)`` float32 heatmap px, scores ``(N, K)`` float32 in [0, 1].
+    """
+    n, k, h, w = heatmaps.shape
+    peak = heatmaps.flatten(2).argmax(-1)
+    offsets = torch.arange(-_WINDOW, _WINDOW + 1, device=heatmaps.device)
+    x = (peak % w)[..., None] + offsets
+    y = torch.div(peak, w, rounding_mode="floor")[..., None] + offsets
+    inside = ((y >= 0) & (y < h))[..., :, None] & ((x >= 0) & (x < w))[..., None, :]
+    cells = y.clamp(0, h - 1)[..., :, None] * w + x.clamp(0, w - 1)[..., None, :]
+    window = heatmaps.flatten(2).gather(2, cells.flatten(2)).unflatten(-1, inside.shape[-2:]) * inside
+    score = window.sum((-2, -1))
+    total = score.clamp_min(1e-12)
+    px = (window.sum(-2) * x).sum(-1) / total
+    py = (window.sum(-1) * y).sum(-1) / total
+    points = torch.stack([px, py], dim=-1)
+    return points, score.clamp(0, 1)

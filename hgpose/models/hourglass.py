@@ -1,0 +1,144 @@
+"""The stacked hourglass network (Newell, Yang and Deng, ECCV 2016, arXiv:1603.06937).
+
+Symbols: N batch, C channels, K outputs, S stacks, H and W the input size in px.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Residual(nn.Module):
+    """Pre-activation bottleneck residual (paper section 3.3, figure 4 left).
+
+    Maps ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``. All convolutions carry a bias;
+    the skip is a plain 1x1 convolution where the widths differ and the identity where they agree.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, half, 1)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv2 = nn.Conv2d(half, half, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(half)
+        self.conv3 = nn.Conv2d(half, out_channels, 1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(self.bn1(x), inplace=True))
+        y = self.conv2(F.relu(self.bn2(y), inplace=True))
+        y = self.conv3(F.relu(self.bn3(y), inplace=True))
+        return y + self.skip(x)
+
+
+class Hourglass(nn.Module):
+    """One hourglass (paper section 3.1, figure 3): ``(N, C, H, W)`` to the same shape.
+
+    Convolution and max pooling ``depth`` times, a residual branch at every pooling step,
+    nearest-neighbour upsampling and elementwise addition back up. ``H`` and ``W`` must be
+    multiples of ``2 ** depth``.
+    """
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.branch = Residual(width, width)
+        self.down = Residual(width, width)
+        self.inner = Hourglass(depth - 1, width) if depth > 1 else Residual(width, width)
+        self.up = Residual(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.up(self.inner(self.down(F.max_pool2d(x, 2))))
+        return self.branch(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
+
+
+class Stem(nn.Module):
+    """7x7 stride-2 convolution, residuals and a max pool: ``(N, 3, H, W)`` to ``(N, width, H/4, W/4)``.
+
+    Paper section 3.3. Channels run width/4, width/2, width: at width 256 that is the published
+    64, 128, 256; in a narrow network a fixed stem would cost more than the hourglasses.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width // 4, 7, stride=2, padding=3)
+        self.bn = nn.BatchNorm2d(width // 4)
+        self.residual1 = Residual(width // 4, width // 2)
+        self.residual2 = Residual(width // 2, width // 2)
+        self.residual3 = Residual(width // 2, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.conv(x)), inplace=True)
+        x = F.max_pool2d(self.residual1(x), 2)
+        return self.residual3(self.residual2(x))
+
+
+class Head(nn.Module):
+    """What follows an hourglass: a residual, then two rounds of 1x1 convolutions (paper section 3.2).
+
+    ``forward`` maps ``(N, width, h, w)`` to the feature ``(N, width, h, w)`` and the heatmaps
+    ``(N, outputs, h, w)``.
+    """
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.residual = Residual(width, width)
+        self.conv = nn.Conv2d(width, width, 1)
+        self.bn = nn.BatchNorm2d(width)
+        self.score = nn.Conv2d(width, outputs, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        feature = F.relu(self.bn(self.conv(self.residual(x))), inplace=True)
+        return feature, self.score(feature)
+
+
+class Merge(nn.Module):
+    """Feeds features and heatmaps of one stack into the next (paper section 3.2, figure 4 right)."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.feature = nn.Conv2d(width, width, 1)
+        self.score = nn.Conv2d(outputs, width, 1)
+
+    def forward(self, x: Tensor, feature: Tensor, score: Tensor) -> Tensor:
+        return x + self.feature(feature) + self.score(score)
+
+
+class StackedHourglass(nn.Module):
+    """Hourglasses one behind the other, a prediction after each (paper section 3.2, "intermediate supervision").
+
+    Args:
+        outputs: K, the number of output channels (one heatmap a keypoint).
+        stacks: S, the number of hourglasses.
+        width: channels of the hourglasses, a multiple of 8.
+        depth: pooling steps inside an hourglass; 4 takes a 256 px input down to 4x4 cells.
+    """
+
+    def __init__(self, outputs: int, stacks: int = 2, width: int = 128, depth: int = 4) -> None:
+        super().__init__()
+        self.stride_px = 4 * 2**depth
+        self.stem = Stem(width)
+        self.hourglasses = nn.ModuleList(Hourglass(depth, width) for _ in range(stacks))
+        self.heads = nn.ModuleList(Head(width, outputs) for _ in range(stacks))
+        self.merges = nn.ModuleList(Merge(width, outputs) for _ in range(stacks - 1))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The raw maps of every stack, the last the best.
+
+        Args:
+            images: ``(N, 3, H, W)`` normalised RGB; H and W multiples of ``stride_px`` (64 at depth 4).
+
+        Returns:
+            S tensors ``(N, K, H/4, W/4)``.
+        """
+        x = self.stem(images)
+        scores: list[Tensor] = []
+        for i, (hourglass, head) in enumerate(zip(self.hourglasses, self.heads, strict=True)):
+            feature, score = head(hourglass(x))
+            scores.append(score)
+            if i < len(self.merges):
+                x = self.merges[i](x, feature, score)
+        return scores

@@ -1,0 +1,122 @@
+"""Decoded training images in one memory-mapped file, so that no epoch decodes an image again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hgpose.errors import InputError
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of an image that a sample needs, and how far it may be scaled down.
+
+    Attributes:
+        file: the image.
+        box_xyxy: the part, image px; clipped to the image when cut. ``None``: all of it.
+        longest_px: the part is scaled down until its longer side is at most this.
+    """
+
+    file: Path
+    box_xyxy: tuple[float, float, float, float] | None
+    longest_px: int
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """An image file as ``(H, W, 3)`` uint8 RGB, turned upright by its EXIF tag.
+
+    Raises:
+        InputError: it cannot be read or is no image.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if image is None:
+        raise InputError(f"{path}: not an image, or damaged; remove it from the annotations or replace it")
+    return np.asarray(image[..., ::-1], dtype=np.uint8)
+
+
+class ImageCache:
+    """Read-only access to M decoded windows.
+
+    Window px ``p`` lies at image px ``origin + ratio * (p + 0.5) - 0.5``.
+    """
+
+    def __init__(self, pixels: Path, index: NDArray[np.float64]) -> None:
+        self._path = pixels
+        self._index = index
+        self._pixels: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def image(self, i: int) -> NDArray[np.uint8]:
+        """Pixels of window ``i``: ``(h, w, 3)`` uint8 RGB, not to be written to."""
+        if self._pixels is None:
+            # Opened on first use: every loader process maps the file for itself.
+            self._pixels = np.memmap(self._path, dtype=np.uint8, mode="r")
+        start, h, w = (int(v) for v in self._index[i, :3])
+        return self._pixels[start : start + h * w * 3].reshape(h, w, 3)
+
+    def to_window(self, i: int, points_xy: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Image px ``(..., 2)`` to px of window ``i``."""
+        origin, ratio = self._index[i, 3:5], self._index[i, 5:7]
+        return np.asarray((points_xy + 0.5 - origin) / ratio - 0.5)
+
+
+def build_cache(windows: Sequence[Window], folder: Path) -> ImageCache:
+    """Decodes the windows into ``folder`` unless they are there from an earlier run.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    key = hashlib.sha1()
+    for window in windows:
+        stat = window.file.stat()
+        key.update(repr((str(window.file), window.box_xyxy, window.longest_px, stat.st_size, stat.st_mtime_ns)).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels, index = (folder / f"{key.hexdigest()[:16]}.{kind}" for kind in ("bin", "npy"))
+    if not index.exists():
+        rows, start = [], 0
+        partial = pixels.with_suffix(f".partial{os.getpid()}")
+        with partial.open("wb") as out:
+            previous: tuple[Path, NDArray[np.uint8]] | None = None
+            for window in windows:
+                if previous is None or previous[0] != window.file:
+                    previous = (window.file, read_rgb(window.file))
+                part, origin, ratio = _cut(previous[1], window)
+                out.write(part.tobytes())
+                rows.append((start, *part.shape[:2], *origin, *ratio))
+                start += part.size
+        os.replace(partial, pixels)
+        partial = index.with_name(index.name + f".partial{os.getpid()}")
+        with partial.open("wb") as out:
+            np.save(out, np.array(rows, dtype=np.float64))
+        os.replace(partial, index)
+    return ImageCache(pixels, np.load(index))
+
+
+def _cut(
+    image: NDArray[np.uint8], window: Window
+) -> tuple[NDArray[np.uint8], tuple[float, float], tuple[float, float]]:
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = window.box_xyxy or (0, 0, width, height)
+    left, top = int(np.clip(x1, 0, width - 1)), int(np.clip(y1, 0, height - 1))
+    right, bottom = int(np.clip(np.ceil(x2), left + 1, width)), int(np.clip(np.ceil(y2), top + 1, height))
+    part = np.ascontiguousarray(image[top:bottom, left:right])
+    h, w = part.shape[:2]
+    shrink = max(h, w) / window.longest_px
+    if shrink > 1:
+        small = (max(round(w / shrink), 1), max(round(h / shrink), 1))
+        part = np.asarray(cv2.resize(part, small, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return part, (left, top), (w / part.shape[1], h / part.shape[0])
