@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ class SourceInfo:
         width, height: of the displayed frame, px. (0, 0) for an image set, whose images differ.
         fps: frames a second, exact; ``None`` for an image set.
         frame_count: as the container declares it, ``None`` if unknown. Never relied upon.
+        time_base: the unit of the container's timestamps, seconds; ``None`` for an image set.
+        path: the file, where there is one that can be opened again (to copy its audio).
     """
 
     name: str
@@ -41,6 +44,16 @@ class SourceInfo:
     height: int
     fps: Fraction | None
     frame_count: int | None = None
+    time_base: Fraction | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The pose model as results name it: the card's name and the SHA-256 of the weights, in hex."""
+
+    name: str
+    sha256: str
 
 
 @dataclass(frozen=True)
