@@ -34,46 +34,59 @@ def crop_to_heatmap(points_xy: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class CropTransform:
-    """A square window on an image, and the map between both frames.
+    """A window on an image, and the map between both frames.
 
     Attributes:
         center_xy: centre of the window, image px.
-        side_px: its side, image px.
-        size_px: side of the crop it is scaled to, crop px.
+        width_px: its width, image px.
+        size_wh: size of the crop it is scaled to, crop px.
         rotation_deg: the content turns by this much, counter-clockwise as seen on the screen.
         mirror: the content is mirrored left to right (after turning).
+        stretch: the content becomes this much higher at the same width (before turning).
     """
 
     center_xy: tuple[float, float]
-    side_px: float
-    size_px: int
+    width_px: float
+    size_wh: tuple[int, int]
     rotation_deg: float = 0.0
     mirror: bool = False
+    stretch: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (all(map(math.isfinite, self.center_xy)) and 0 < self.side_px < math.inf and self.size_px > 0):
-            raise InputError(f"a crop needs a finite centre and a positive side, got {self}")
+        if not (all(map(math.isfinite, self.center_xy)) and 0 < self.width_px < math.inf and min(self.size_wh) > 0):
+            raise InputError(f"a crop needs a finite centre and a positive size, got {self}")
 
     @classmethod
     def from_box(cls, box_xyxy: FloatArray, size_px: int, padding: float = 1.0) -> CropTransform:
-        """The window around a box ``(4,)`` image px: its longer side times ``padding``."""
+        """The square window around a box ``(4,)`` image px: its longer side times ``padding``."""
         x1, y1, x2, y2 = (float(v) for v in box_xyxy)
         side = max(x2 - x1, y2 - y1, 1.0) * padding
-        return cls(((x1 + x2) / 2, (y1 + y2) / 2), side, size_px)
+        return cls(((x1 + x2) / 2, (y1 + y2) / 2), side, (size_px, size_px))
+
+    @classmethod
+    def letterbox(cls, image_wh: tuple[int, int], longest_px: int, multiple_px: int) -> CropTransform:
+        """The window that shows a whole image, its longer side scaled to ``longest_px``.
+
+        The crop's sides are multiples of ``multiple_px``; what is too much shows no image.
+        """
+        w, h = image_wh
+        scale = longest_px / max(w, h)
+        size_w, size_h = (max(math.ceil(v * scale / multiple_px - 1e-6), 1) * multiple_px for v in (w, h))
+        return cls(((w - 1) / 2, (h - 1) / 2), size_w / scale, (size_w, size_h))
 
     @cached_property
     def matrix(self) -> NDArray[np.float64]:
         """``(2, 3)`` float64, image px to crop px."""
-        scale = self.size_px / self.side_px
+        width, height = self.size_wh
+        scale = width / self.width_px
         angle = math.radians(self.rotation_deg)
         a, b = scale * math.cos(angle), scale * math.sin(angle)
         # y points down, so this turns counter-clockwise on the screen.
-        linear = np.array([[a, b], [-b, a]])
+        linear = np.array([[a, b * self.stretch], [-b, a * self.stretch]])
         if self.mirror:
             linear[0] = -linear[0]
-        middle = (self.size_px - 1) / 2
-        offset = np.array([middle, middle]) - linear @ np.array(self.center_xy)
-        return np.column_stack([linear, offset])
+        middle = np.array([(width - 1) / 2, (height - 1) / 2])
+        return np.column_stack([linear, middle - linear @ np.array(self.center_xy)])
 
     @cached_property
     def inverse_matrix(self) -> NDArray[np.float64]:
@@ -89,20 +102,20 @@ class CropTransform:
         return points_xy @ self.inverse_matrix[:, :2].T + self.inverse_matrix[:, 2]
 
     def warp(self, image: NDArray[np.uint8], onto: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """The crop of an image ``(H, W, 3)``: ``(size_px, size_px, 3)`` uint8.
+        """The crop of an image ``(H, W, 3)``: ``(height, width, 3)`` uint8.
 
         Where the window leaves the image the crop shows ``onto`` (written over), by default black.
         """
+        width, height = self.size_wh
         if onto is None:
-            onto = np.zeros((self.size_px, self.size_px, 3), dtype=np.uint8)
+            onto = np.zeros((height, width, 3), dtype=np.uint8)
         matrix = self.matrix
-        shrink = int(self.side_px / self.size_px)
+        shrink = int(self.width_px / width)
         if shrink >= 2:
             # Bilinear sampling alone skips pixels when it shrinks; average whole blocks first.
             image, matrix = self._shrunk_window(image, shrink)
-        size = (self.size_px, self.size_px)
         cv2.warpAffine(
-            image, matrix, size, dst=onto, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT
+            image, matrix, self.size_wh, dst=onto, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT
         )
         return onto
 
@@ -110,8 +123,8 @@ class CropTransform:
         self, image: NDArray[np.uint8], shrink: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """The part of the image under the window, ``shrink`` times smaller, and its map to the crop."""
-        s = self.size_px
-        corners = self.to_image(np.array([[0, 0], [s - 1, 0], [0, s - 1], [s - 1, s - 1]], dtype=np.float64))
+        right, bottom = self.size_wh[0] - 1.0, self.size_wh[1] - 1.0
+        corners = self.to_image(np.array([[0, 0], [right, 0], [0, bottom], [right, bottom]]))
         height, width = image.shape[:2]
         low = np.floor(corners.min(axis=0)).astype(int) - 2 * shrink
         high = np.ceil(corners.max(axis=0)).astype(int) + 2 * shrink

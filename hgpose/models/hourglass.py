@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class Residual(nn.Module):
@@ -105,6 +106,18 @@ class Merge(nn.Module):
 
     def forward(self, x: Tensor, feature: Tensor, score: Tensor) -> Tensor:
         return x + self.feature(feature) + self.score(score)
+
+
+def fold_batch_norms(model: nn.Module) -> None:
+    """Folds every batch normalisation that follows a convolution into it, in place; for inference only.
+
+    The first normalisation of a residual stands before its convolution and stays.
+    """
+    for module in model.modules():
+        pairs = {Residual: (("conv1", "bn2"), ("conv2", "bn3")), Stem: (("conv", "bn"),), Head: (("conv", "bn"),)}
+        for conv, bn in pairs.get(type(module), ()):
+            setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, bn)))
+            setattr(module, bn, nn.Identity())
 
 
 class StackedHourglass(nn.Module):

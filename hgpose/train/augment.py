@@ -51,7 +51,7 @@ def random_crop(
         aug: how much to vary.
         rng: source of randomness.
     """
-    center, side = np.array(transform.center_xy), transform.side_px
+    center, side = np.array(transform.center_xy), transform.width_px
     if len(points_xy) >= 6 and rng.random() < aug.part:
         # A joint and those nearest to it: a bust, a pair of legs, an arm with the shoulder.
         seed = points_xy[rng.integers(len(points_xy))]
@@ -66,7 +66,7 @@ def random_crop(
     else:
         rotation = float(np.clip(rng.normal(0, aug.rotation_deg), -60, 60)) if rng.random() < 0.6 else 0.0
     mirror = bool(rng.random() < aug.mirror)
-    return CropTransform((float(center[0]), float(center[1])), side, transform.size_px, float(rotation), mirror)
+    return CropTransform((float(center[0]), float(center[1])), side, transform.size_wh, float(rotation), mirror)
 
 
 def random_fill(size_px: int, rng: Rng) -> NDArray[np.uint8]:

@@ -6,8 +6,9 @@ Symbols: M people, K keypoints of the wanted set. Points are image px, pixel cen
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class PoseSet:
         weights: ``(M, K)`` float32, trust in each label; 0 exactly where it is not labelled.
         areas: ``(M,)`` float32 px^2, as object keypoint similarity wants it.
         empty_files: images that show no person.
+        head_sizes: ``(M,)`` float32 px, the reference length of PCKh, NaN where unknown; ``None``
+            where the file they came from has no head boxes.
     """
 
     names: tuple[str, ...]
@@ -48,6 +51,7 @@ class PoseSet:
     weights: NDArray[np.float32]
     areas: NDArray[np.float32]
     empty_files: tuple[Path, ...] = ()
+    head_sizes: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -92,8 +96,53 @@ def _read_coco(path: Path) -> dict[str, Any]:
     return document
 
 
-class _Finder:
-    """Finds an annotation's image below one of several folders."""
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turns what goes wrong with a malformed entry into an error that names the entry."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where} is malformed ({type(error).__name__}: {error})") from error
+
+
+def _images_by_id(document: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
+    with _reading(f"{path}: the list of images"):
+        return {int(image["id"]): image for image in document["images"]}
+
+
+def _image_of(annotation: dict[str, Any], images: dict[int, dict[str, Any]], where: str) -> dict[str, Any]:
+    image = images.get(annotation["image_id"])
+    if image is None:
+        raise InputError(f"{where} names image {annotation['image_id']}, which the file does not list")
+    return image
+
+
+def _check_inside(box: tuple[float, ...], image: dict[str, Any], where: str) -> None:
+    if box[2] < 0 or box[3] < 0 or box[0] > image["width"] or box[1] > image["height"]:
+        raise InputError(
+            f"{where} lies outside its image {image['file_name']!r} ({image['width']}x{image['height']} px); "
+            "correct it, or use the images it was made on"
+        )
+
+
+def box_around(points_xy: NDArray[np.floating]) -> tuple[float, float, float, float]:
+    """The box xyxy of points ``(n, 2)`` with a margin of a tenth of its longer side, same px."""
+    low, high = points_xy.min(0), points_xy.max(0)
+    margin = 0.1 * float((high - low).max())
+    return (*(low - margin).tolist(), *(high + margin).tolist())
+
+
+class ImageFinder:
+    """Finds an annotation's image below one of several folders.
+
+    Args:
+        annotations: the file that names the images; where no folder is given, they are in
+            ``images`` beside it, or beside it.
+        folders: searched in order.
+
+    Raises:
+        InputError: a folder, or the wanted image, is not there.
+    """
 
     def __init__(self, annotations: Path, folders: Sequence[Path]) -> None:
         self.annotations = annotations
@@ -103,11 +152,14 @@ class _Finder:
                 raise InputError(f"{folder}: no such folder of images")
 
     def __call__(self, name: str) -> Path:
+        """The image file called ``name``, a path relative to one of the folders."""
         for folder in self.folders:
             if (path := folder / name).is_file():
                 return path
         places = ", ".join(map(str, self.folders))
-        raise InputError(f"{self.annotations}: image {name!r} is not in {places}; name its folder with --images")
+        raise InputError(
+            f"{self.annotations}: image {name!r} is not in {places}; name its folder with --images"
+        )
 
 
 def load_pose_set(path: Path, folders: Sequence[Path], keypoints: KeypointSet) -> PoseSet:
@@ -123,60 +175,63 @@ def load_pose_set(path: Path, folders: Sequence[Path], keypoints: KeypointSet) -
         keypoints: the wanted set.
 
     Raises:
-        InputError: unreadable file, missing image, no person with keypoints.
+        InputError: unreadable or malformed file, missing image, annotation outside its image, no
+            person with keypoints.
     """
-    document = _read_coco(path)
-    find = _Finder(path, folders)
-    names_by_category = {
-        c["id"]: tuple(c["keypoints"]) for c in document.get("categories", []) if c.get("keypoints")
-    }
-    images = {image["id"]: image for image in document["images"]}
+    return pose_set_from_coco(_read_coco(path), path, ImageFinder(path, folders), keypoints)
+
+
+def pose_set_from_coco(
+    document: dict[str, Any], path: Path, find: ImageFinder, keypoints: KeypointSet
+) -> PoseSet:
+    """What :func:`load_pose_set` makes of a COCO-style document, which may have been converted.
+
+    An annotation may carry a ``head_size``, px.
+
+    Args:
+        document: as in COCO's JSON.
+        path: the file it comes from, named in errors.
+        find: finds its images.
+        keypoints: the wanted set.
+
+    Raises:
+        InputError: as :func:`load_pose_set`.
+    """
+    with _reading(f"{path}: the list of categories"):
+        names_by_category = {
+            c["id"]: tuple(c["keypoints"]) for c in document.get("categories", []) if c.get("keypoints")
+        }
+    images = _images_by_id(document, path)
     found: dict[int, Path] = {}
     rows: list[tuple[Any, ...]] = []
     annotated: set[int] = set()
-    for annotation in document["annotations"]:
-        annotated.add(annotation["image_id"])
-        names = names_by_category.get(annotation["category_id"])
-        values = annotation.get("keypoints")
-        if names is None or not values or annotation.get("iscrowd"):
-            continue
-        image = images.get(annotation["image_id"])
-        where = f"{path}: annotation {annotation.get('id')}"
-        if image is None:
-            raise InputError(f"{where} names image {annotation['image_id']}, which the file does not list")
-        table = np.asarray(values, dtype=np.float32)
-        if table.size != 3 * len(names):
-            raise InputError(f"{where} has {table.size} keypoint values, its category wants {3 * len(names)}")
-        order = keypoints.order_from(names)
-        table = np.where((order >= 0)[:, None], table.reshape(-1, 3)[order], 0)
-        labelled = table[:, 2] > 0
-        if not labelled.any():
-            continue
-        if not np.isfinite(table).all():
-            raise InputError(f"{where} has a keypoint that is not a number")
-        weights = labelled.astype(np.float32)
-        if (source := annotation.get("keypoint_source")) is not None:
-            weights *= np.where(order >= 0, _SOURCE_WEIGHT[np.asarray(source)[order]], 0)
-        if "bbox" in annotation:
-            x, y, w, h = annotation["bbox"]
-            box = (x, y, x + w, y + h)
-        else:
-            low, high = table[labelled, :2].min(0), table[labelled, :2].max(0)
-            margin = 0.1 * float((high - low).max())
-            box = (*(low - margin), *(high + margin))
-        if not (np.isfinite(box).all() and box[2] > box[0] and box[3] > box[1]):
-            raise InputError(f"{where} has an empty box {annotation.get('bbox')}")
-        if box[2] < 0 or box[3] < 0 or box[0] > image["width"] or box[1] > image["height"]:
-            raise InputError(f"{where} lies outside its image {image['file_name']!r}")
-        if image["id"] not in found:
-            found[image["id"]] = find(image["file_name"])
-        area = annotation.get("area") or (box[2] - box[0]) * (box[3] - box[1])
-        rows.append((found[image["id"]], image["id"], annotation["id"], box, table, weights, area))
+    for i, annotation in enumerate(document["annotations"]):
+        with _reading(f"{path}: annotation number {i + 1}"):
+            where = f"{path}: annotation {annotation['id']}"
+        with _reading(where):
+            annotated.add(annotation["image_id"])
+            names = names_by_category.get(annotation["category_id"])
+            if names is None or not annotation.get("keypoints") or annotation.get("iscrowd"):
+                continue
+            image = _image_of(annotation, images, where)
+            table, weights = _keypoint_table(annotation, names, keypoints, where)
+            labelled = table[:, 2] > 0
+            if not labelled.any():
+                continue
+            box = _box_of(annotation) or box_around(table[labelled, :2])
+            if not (np.isfinite(box).all() and box[2] > box[0] and box[3] > box[1]):
+                raise InputError(f"{where} has an empty box {annotation.get('bbox')}")
+            _check_inside(box, image, where)
+            if image["id"] not in found:
+                found[image["id"]] = find(image["file_name"])
+            area = annotation.get("area") or (box[2] - box[0]) * (box[3] - box[1])
+            head = annotation.get("head_size", np.nan)
+            rows.append((found[image["id"]], image["id"], annotation["id"], box, table, weights, area, head))
     if not rows:
         raise InputError(f"{path}: no person with keypoints of {keypoints.name} in it")
-    files, image_ids, ids, boxes, tables, weights_, areas = zip(*rows, strict=True)
+    files, image_ids, ids, boxes, tables, weights_, areas, heads = zip(*rows, strict=True)
     stacked = np.stack(tables)
-    empty = tuple(find(image["file_name"]) for key, image in images.items() if key not in annotated)
+    head_sizes = np.array(heads, dtype=np.float32)
     return PoseSet(
         keypoints.names,
         files,
@@ -187,48 +242,88 @@ def load_pose_set(path: Path, folders: Sequence[Path], keypoints: KeypointSet) -
         stacked[..., 2].astype(np.int8),
         np.stack(weights_).astype(np.float32),
         np.array(areas, dtype=np.float32),
-        empty,
+        tuple(find(image["file_name"]) for key, image in images.items() if key not in annotated),
+        head_sizes if np.isfinite(head_sizes).any() else None,
     )
+
+
+def _keypoint_table(
+    annotation: dict[str, Any], names: tuple[str, ...], keypoints: KeypointSet, where: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One person's x, y, v in the order of the wanted set ``(K, 3)``, and the weights ``(K,)``."""
+    table = np.asarray(annotation["keypoints"], dtype=np.float32)
+    if table.size != 3 * len(names):
+        raise InputError(f"{where} has {table.size} keypoint values, its category wants {3 * len(names)}")
+    order = keypoints.order_from(names)
+    table = np.where((order >= 0)[:, None], table.reshape(-1, 3)[order], np.float32(0))
+    if not np.isfinite(table).all():
+        raise InputError(f"{where} has a keypoint that is not a number")
+    weights = (table[:, 2] > 0).astype(np.float32)
+    if (source := annotation.get("keypoint_source")) is not None:
+        if len(source) != len(names):
+            raise InputError(f"{where} has {len(source)} keypoint sources, its category wants {len(names)}")
+        weights *= np.where(order >= 0, _SOURCE_WEIGHT[np.asarray(source)[order]], 0)
+    return table, weights
+
+
+def _box_of(annotation: dict[str, Any]) -> tuple[float, float, float, float] | None:
+    """An annotation's box as xyxy image px, ``None`` if it has none."""
+    if "bbox" not in annotation:
+        return None
+    x, y, w, h = annotation["bbox"]
+    return (x, y, x + w, y + h)
 
 
 def load_box_set(path: Path, folders: Sequence[Path]) -> BoxSet:
     """Person boxes of every image of a COCO-style JSON file; images without people have none.
 
     Raises:
-        InputError: unreadable file, missing image, no image at all.
+        InputError: unreadable or malformed file, missing image, box outside its image, no image at all.
     """
     document = _read_coco(path)
-    find = _Finder(path, folders)
-    person = {c["id"] for c in document.get("categories", []) if c.get("name") == "person"}
-    boxes: dict[int, list[tuple[float, float, float, float]]] = {image["id"]: [] for image in document["images"]}
-    crowd: dict[int, list[bool]] = {key: [] for key in boxes}
-    for annotation in document["annotations"]:
-        if person and annotation["category_id"] not in person:
-            continue
-        if annotation["image_id"] not in boxes:
-            raise InputError(
-                f"{path}: annotation {annotation.get('id')} names image {annotation['image_id']}, "
-                "which the file does not list"
-            )
-        x, y, w, h = annotation["bbox"]
-        if w > 0 and h > 0:
-            boxes[annotation["image_id"]].append((x, y, x + w, y + h))
-            crowd[annotation["image_id"]].append(bool(annotation.get("iscrowd")))
-    if not boxes:
+    find = ImageFinder(path, folders)
+    with _reading(f"{path}: the list of categories"):
+        person = {c["id"] for c in document.get("categories", []) if c.get("name") == "person"}
+    images = _images_by_id(document, path)
+    if not images:
         raise InputError(f"{path}: no images in it")
-    images = document["images"]
-    return BoxSet(
-        tuple(find(image["file_name"]) for image in images),
-        np.array([image["id"] for image in images], dtype=np.int64),
-        np.array([(image["width"], image["height"]) for image in images], dtype=np.int32),
-        tuple(np.array(boxes[image["id"]], dtype=np.float32).reshape(-1, 4) for image in images),
-        tuple(np.array(crowd[image["id"]], dtype=np.bool_) for image in images),
+    boxes: dict[int, list[tuple[float, float, float, float]]] = {key: [] for key in images}
+    crowd: dict[int, list[bool]] = {key: [] for key in images}
+    for i, annotation in enumerate(document["annotations"]):
+        with _reading(f"{path}: annotation number {i + 1}"):
+            where = f"{path}: annotation {annotation['id']}"
+        with _reading(where):
+            if person and annotation["category_id"] not in person:
+                continue
+            image = _image_of(annotation, images, where)
+            box = _box_of(annotation)
+            if box is not None and box[2] > box[0] and box[3] > box[1]:
+                _check_inside(box, image, where)
+                boxes[image["id"]].append(box)
+                crowd[image["id"]].append(bool(annotation.get("iscrowd")))
+    with _reading(f"{path}: the list of images"):
+        return BoxSet(
+            tuple(find(image["file_name"]) for image in images.values()),
+            np.array(list(images), dtype=np.int64),
+            np.array([(image["width"], image["height"]) for image in images.values()], dtype=np.int32),
+            tuple(np.array(boxes[key], dtype=np.float32).reshape(-1, 4) for key in images),
+            tuple(np.array(crowd[key], dtype=np.bool_) for key in images),
+        )
+
+
+def keep_joints(people: PoseSet, keep: NDArray[np.bool_]) -> PoseSet:
+    """The same people with only the joints where ``keep`` ``(K,)`` is true labelled."""
+    return replace(
+        people,
+        visibility=np.where(keep, people.visibility, np.int8(0)),
+        weights=np.where(keep, people.weights, np.float32(0)),
     )
 
 
 def concatenate(sets: Sequence[PoseSet]) -> PoseSet:
     """Several pose sets of the same keypoints as one."""
     first = sets[0]
+    heads = [np.full(len(s), np.nan, np.float32) if s.head_sizes is None else s.head_sizes for s in sets]
     return PoseSet(
         first.names,
         sum((s.files for s in sets), ()),
@@ -240,4 +335,5 @@ def concatenate(sets: Sequence[PoseSet]) -> PoseSet:
         np.concatenate([s.weights for s in sets]),
         np.concatenate([s.areas for s in sets]),
         sum((s.empty_files for s in sets), ()),
+        None if all(s.head_sizes is None for s in sets) else np.concatenate(heads),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,16 @@ from torch.utils.data import Dataset
 
 from hgpose import heatmaps
 from hgpose.geometry import CropTransform, crop_to_heatmap
+from hgpose.estimate import Estimator, Network
 from hgpose.keypoints import KeypointSet
+from hgpose.models import build_model
+from hgpose.options import TrainOptions
 from hgpose.train.augment import Augmentation, random_crop, random_fill, random_look
-from hgpose.train.cache import ImageCache
+from hgpose.train.cache import ImageCache, Window, build_cache
 from hgpose.train.datasets import PoseSet
+from hgpose.train.evaluate import predict_keypoints, score_pck
+from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hgpose.weights import Card
 
 #: Standard deviation of the target around a joint, in heatmap cells.
 SIGMA_CELLS = 1.0
@@ -92,22 +99,89 @@ class PoseDataset(Dataset[dict[str, Any]]):
         side = min(h, w) * rng.uniform(0.4, 1.0)
         center = (rng.uniform(side / 2, w - side / 2), rng.uniform(side / 2, h - side / 2))
         mirror = bool(rng.random() < 0.5)
-        return CropTransform(center, side, self.size_px, float(rng.uniform(-15, 15)), mirror).warp(image)
+        size = (self.size_px, self.size_px)
+        return CropTransform(center, side, size, float(rng.uniform(-15, 15)), mirror).warp(image)
 
 
-@dataclass
+def person_windows(people: PoseSet, size_px: int) -> list[Window]:
+    """The part of each image that random crops of its person can reach."""
+    windows = []
+    for file, (x1, y1, x2, y2) in zip(people.files, people.boxes.tolist(), strict=True):
+        x, y, reach = (x1 + x2) / 2, (y1 + y2) / 2, 1.3 * max(x2 - x1, y2 - y1)
+        # At twice the crop's resolution even a zoomed-in crop loses nothing.
+        windows.append(Window(file, (x - reach, y - reach, x + reach, y + reach), int(2.6 * 2 * size_px)))
+    return windows
+
+
 class PoseTask:
-    """What the training loop needs to know of poses."""
+    """Trains a :class:`StackedHourglass` to find the keypoints of one person a crop.
 
-    keypoints: KeypointSet
-    mean: Tensor
-    std: Tensor
+    Args:
+        people: to train on.
+        validation: to choose the best weights on.
+        empty_files: images without people, for backgrounds and for crops that show nobody.
+        keypoints: what the network predicts.
+        architecture: ``stacks``, ``width``, ``depth``.
+        options: of the training; size and seed matter here.
+        cache: folder for decoded images.
+        description: ``data``, ``licence`` and ``training`` of the model card.
+    """
+
+    name = "pose"
+
+    def __init__(
+        self,
+        people: PoseSet,
+        validation: PoseSet,
+        empty_files: Sequence[Path],
+        keypoints: KeypointSet,
+        architecture: dict[str, int],
+        options: TrainOptions,
+        cache: Path,
+        description: dict[str, Any],
+    ) -> None:
+        self._card = Card(
+            name=f"pose-{keypoints.name}",
+            task=self.name,
+            architecture={"kind": "stacked_hourglass", "outputs": len(keypoints), **architecture},
+            input_px=options.size_px,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            keypoint_set=keypoints.name,
+            box_padding=1.2,
+            **description,
+        )
+        self.validation = validation
+        empty = [*people.empty_files, *empty_files]
+        self.dataset = PoseDataset(
+            people,
+            build_cache(person_windows(people, options.size_px), cache),
+            build_cache([Window(file, None, 2 * options.size_px) for file in empty], cache),
+            keypoints,
+            options.size_px,
+            self._card.box_padding,
+            Augmentation(),
+            options.seed,
+        )
+
+    def build(self) -> nn.Module:
+        """A freshly initialised network."""
+        return build_model(self._card.architecture)
+
+    def card(self) -> Card:
+        """The card of the weights, without checksum and scores."""
+        return self._card
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Mean over stacks of the cross-entropy against Gaussian targets."""
-        images = (batch["image"].float() / 255 - self.mean) / self.std
-        outputs = model(images.contiguous(memory_format=torch.channels_last))
+        """Mean over stacks of the cross-entropy against Gaussian targets (intermediate supervision)."""
+        outputs = model(normalise(batch["image"], self._card))
         size = outputs[0].shape[-2:]
         targets = heatmaps.encode(batch["points"], batch["present"], size, SIGMA_CELLS)
         losses = [heatmaps.cross_entropy(maps, targets, batch["weights"]) for maps in outputs]
         return torch.stack(losses).mean()
+
+    def validate(self, model: nn.Module, device: torch.device, half: bool) -> dict[str, float]:
+        """PCK@0.2 on the validation set without flip test, percent."""
+        estimator = Estimator(Network(model, self._card, device, half), batch=32)
+        points, _ = predict_keypoints(estimator, self.validation)
+        return {"pck@0.2": score_pck(self.validation, points).mean}

@@ -1,0 +1,5 @@
+"""``python -m hgpose``."""
+
+from hgpose.cli import main
+
+main()

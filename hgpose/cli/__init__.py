@@ -1,0 +1,35 @@
+"""The command line: parse, build one options object, make one call into the package, print.
+
+Whatever is slow to import is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from hgpose.cli import train
+from hgpose.errors import HgposeError, OptionsError
+
+app = typer.Typer(
+    name="hgpose",
+    help="Human pose from webcam, videos and image folders with a stacked hourglass network.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(train.train_app, name="train")
+
+
+def main() -> None:
+    """Entry point of ``hgpose``: errors a user can mend are one line and exit 1 (2 for wrong usage)."""
+    try:
+        app()
+    except HgposeError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        sys.exit(2 if isinstance(error, OptionsError) else 1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped")
+        sys.exit(130)

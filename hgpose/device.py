@@ -1,0 +1,41 @@
+"""Which processor runs the networks, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from hgpose.errors import OptionsError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps`` means on this machine.
+
+    Raises:
+        OptionsError: an unknown word, or a device that PyTorch cannot use here.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise OptionsError(f"--device {wanted!r} is not one of auto, cpu, cuda, cuda:0, mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        built = "has no CUDA support" if torch.version.cuda is None else f"sees {torch.cuda.device_count()} GPUs"
+        raise OptionsError(f"--device {wanted}: this PyTorch ({torch.__version__}) {built}; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise OptionsError("--device mps: no Apple GPU is usable here; use --device cpu")
+    if device.type not in {"cpu", "cuda", "mps"}:
+        raise OptionsError(f"--device {wanted!r} is not one of auto, cpu, cuda, cuda:0, mps")
+    return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether arithmetic in bfloat16 is faster than in float32 there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capability = torch.cpu.get_capabilities()
+        return bool(capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16"))
+    return False

@@ -1,0 +1,91 @@
+"""What every sink is told of a run, and the one way numbers are rounded for files.
+
+Symbols: N people, K keypoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hgpose.draw import Style
+from hgpose.keypoints import KeypointSet
+from hgpose.types import Frame, ModelInfo, Poses, SourceInfo
+
+PIXEL_DECIMALS = 2
+SCORE_DECIMALS = 4
+TIME_DECIMALS = 6
+
+#: ``None`` stands for what is not a finite number.
+Number = float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a sink knows before the first frame.
+
+    Attributes:
+        info: the source; one without ``fps`` is an image set.
+        model: the pose model.
+        keypoint_set: of all poses to come.
+        style: how overlays are drawn.
+        overwrite: whether finished files may be replaced.
+    """
+
+    info: SourceInfo
+    model: ModelInfo
+    keypoint_set: KeypointSet
+    style: Style = Style()
+    overwrite: bool = False
+
+    @property
+    def is_image_set(self) -> bool:
+        """Whether frames are pictures of their own, with names and sizes, and have no rate."""
+        return self.info.fps is None
+
+
+class Person(TypedDict):
+    """One person as files show them, in plain Python values.
+
+    ``id`` is ``None`` where nobody follows people; ``score`` is the mean of the keypoint scores;
+    ``box`` is xyxy image px; ``keypoints`` are K times x, y (image px), score.
+    """
+
+    id: int | None
+    score: Number
+    box: list[Number]
+    keypoints: list[list[Number]]
+
+
+def rounded(values: NDArray[np.floating], decimals: int) -> Any:
+    """Nested lists of the array's shape, rounded; ``None`` for NaN and infinity."""
+    # Adding 0 turns -0.0 into 0.0.
+    numbers = np.round(values.astype(np.float64), decimals) + 0.0
+    return np.where(np.isfinite(numbers), numbers, None).tolist()
+
+
+def seconds(frame: Frame) -> float:
+    """The frame's timestamp as all sinks write it."""
+    return round(frame.time_s, TIME_DECIMALS)
+
+
+def people(poses: Poses) -> list[Person]:
+    """The N people of a frame with numbers rounded as all sinks write them."""
+    points = rounded(poses.keypoints, PIXEL_DECIMALS)
+    scores = rounded(poses.scores, SCORE_DECIMALS)
+    boxes = rounded(poses.boxes, PIXEL_DECIMALS)
+    means = rounded(poses.person_scores, SCORE_DECIMALS)
+    return [
+        Person(
+            id=person_id if person_id >= 0 else None,
+            score=mean,
+            box=box,
+            keypoints=[[x, y, score] for (x, y), score in zip(xy, point_scores, strict=True)],
+        )
+        for person_id, mean, box, xy, point_scores in zip(
+            poses.ids.tolist(), means, boxes, points, scores, strict=True
+        )
+    ]

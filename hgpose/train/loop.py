@@ -1,0 +1,291 @@
+"""The training loop: any task, any device; stops and goes on at any step as if it had not stopped."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hgpose.atomic import atomic_path
+from hgpose.device import choose_device, has_fast_bfloat16
+from hgpose.errors import TrainingError
+from hgpose.options import TrainOptions
+from hgpose.train.optim import Muon
+from hgpose.weights import Card, load_weights, save_weights
+
+#: Steps between two looks at the loss; each look waits for the device.
+_LOOK_STEPS = 20
+
+#: Mean and standard deviation of RGB in [0, 1] over ImageNet photographs, the usual normalisation.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images: Tensor, card: Card) -> Tensor:
+    """``(N, 3, H, W)`` uint8 RGB as the card's network wants it: float32, channels_last."""
+    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (card.mean, card.std))
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+class Task(Protocol):
+    """What is trained: samples, network, loss and the number that tells good from better."""
+
+    name: str
+    dataset: Dataset[dict[str, Any]]
+
+    def build(self) -> nn.Module:
+        """A freshly initialised network."""
+        ...
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Scalar loss of a batch that is on the model's device."""
+        ...
+
+    def validate(self, model: nn.Module, device: torch.device, half: bool) -> dict[str, float]:
+        """Scores on the validation set, in percent; the first decides which weights are the best."""
+        ...
+
+    def card(self) -> Card:
+        """The card of the weights, without checksum and scores."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands: step, share done in [0, 1], loss, samples a second, seconds left."""
+
+    step: int
+    done: float
+    loss: float
+    samples_per_s: float
+    left_s: float
+    scores: dict[str, float]
+
+
+class _Order(Sampler[list[tuple[int, int]]]):
+    """Endless batches of (epoch, index): a shuffle an epoch, a function of the seed alone."""
+
+    def __init__(self, size: int, batch: int, seed: int, first_step: int) -> None:
+        self.size, self.batch, self.seed, self.first_step = size, batch, seed, first_step
+        self.steps_per_epoch = max(size // batch, 1)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, step = divmod(self.first_step, self.steps_per_epoch)
+        while True:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
+            for i in range(step, self.steps_per_epoch):
+                yield [(epoch, int(j)) for j in order[i * self.batch : (i + 1) * self.batch]]
+            epoch, step = epoch + 1, 0
+
+
+def _start_worker(_: int) -> None:
+    # One process, one core: OpenCV's own threads would fight the network for the rest.
+    cv2.setNumThreads(0)
+
+
+def _optimizers(model: nn.Module, options: TrainOptions) -> list[Optimizer]:
+    """Muon for the kernels inside the network, AdamW for first and last layers, biases and norms."""
+    kernels, others = [], []
+    for name, p in model.named_parameters():
+        inner = p.ndim == 4 and "score" not in name and not name.endswith("stem.conv.weight")
+        (kernels if inner else others).append(p)
+    rate, decay = options.learning_rate, options.weight_decay
+    return [Muon(kernels, rate, weight_decay=decay), AdamW(others, rate, weight_decay=decay)]
+
+
+class Trainer:
+    """One run of training in a folder.
+
+    Files there: ``checkpoint.pt`` (to resume), ``stable.pt`` (the last one before the learning rate
+    began to fall; ``--resume`` from a copy of it prolongs a run), ``best.safetensors`` and its card,
+    ``log.csv``, ``curves.png``.
+    """
+
+    def __init__(self, task: Task, options: TrainOptions) -> None:
+        self.task, self.options = task, options
+        self.device = choose_device(options.device)
+        self.half = has_fast_bfloat16(self.device) if options.half is None else options.half
+        torch.manual_seed(options.seed)
+        model = task.build()
+        if options.init:
+            trained, _ = load_weights(options.init, task.name)
+            model.load_state_dict(trained.state_dict())
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizers = _optimizers(self.model, options)
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.scores: dict[str, float] = {}
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = options.out / "checkpoint.pt"
+        if options.resume:
+            self._restore()
+        elif self.checkpoint.exists():
+            raise TrainingError(f"{self.checkpoint} is there from an earlier run: add --resume, or choose another --out")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that show every sample once."""
+        return max(len(self.task.dataset) // self.options.batch, 1)  # type: ignore[arg-type]
+
+    @property
+    def done(self) -> float:
+        """Share of the training that lies behind, in [0, 1]."""
+        if self.options.epochs is not None:
+            return min(self.step / (self.options.epochs * self.steps_per_epoch), 1.0)
+        assert self.options.minutes is not None
+        return min(self.seconds / (self.options.minutes * 60), 1.0)
+
+    def run(self, report: Callable[[Progress], None]) -> Path:
+        """Trains to the end and returns the best weights' file.
+
+        Raises:
+            TrainingError: the loss is no longer a number; the last checkpoint stays.
+            InputError: an image cannot be read.
+        """
+        options = self.options
+        loader = DataLoader(
+            self.task.dataset,
+            batch_sampler=_Order(len(self.task.dataset), options.batch, options.seed, self.step),  # type: ignore[arg-type]
+            num_workers=options.workers,
+            prefetch_factor=4 if options.workers else None,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_start_worker,
+        )
+        started = last_look = time.monotonic() - self.seconds
+        saved = validated = self.seconds
+        losses: list[Tensor] = []
+        self.model.train()
+        batches = iter(loader)
+        while self.done < 1:
+            stable = self.done < 1 - options.decay
+            losses.append(self._step(next(batches)))
+            self.seconds = time.monotonic() - started
+            if len(losses) == _LOOK_STEPS or self.done >= 1:
+                loss = float(torch.stack(losses).mean())
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss is {loss} at step {self.step}; {self.checkpoint} holds the last good state: "
+                        "lower --lr and --resume, or look for broken annotations"
+                    )
+                now = time.monotonic()
+                rate = len(losses) * options.batch / (now - last_look)
+                last_look = now
+                losses.clear()
+                left = self.seconds / max(self.done, 1e-9) * (1 - self.done)
+                report(Progress(self.step, self.done, loss, rate, left, self.scores))
+                self._log(loss, rate)
+                if self.seconds - saved > options.checkpoint_minutes * 60 or self.done >= 1:
+                    self.save(self.checkpoint)
+                    saved = self.seconds
+                if self.seconds - validated > options.validation_minutes * 60 or self.done >= 1:
+                    self._validate()
+                    validated = self.seconds = time.monotonic() - started
+                    self.save(self.checkpoint)
+                    last_look = time.monotonic()
+            if stable and self.done >= 1 - options.decay:
+                self.save(options.out / "stable.pt")
+        return options.out / "best.safetensors"
+
+    def _step(self, batch: dict[str, Tensor]) -> Tensor:
+        options, done = self.options, self.done
+        factor = min(1.0, (self.step + 1) / max(options.warmup_steps, 1))
+        if options.decay > 0:
+            factor *= min(1.0, (1 - done) / options.decay)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * factor
+            optimizer.zero_grad(set_to_none=True)
+        batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            loss = self.task.loss(self.model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        self._average()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # Early weights are poor: begin with a short memory (as in Tarvainen and Valpola 2017).
+        keep = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        ours, theirs = self.ema.state_dict(), self.model.state_dict()
+        floating = [key for key, value in ours.items() if value.is_floating_point()]
+        torch._foreach_lerp_([ours[key] for key in floating], [theirs[key] for key in floating], 1 - keep)
+
+    def _validate(self) -> None:
+        self.scores = self.task.validate(copy.deepcopy(self.ema), self.device, self.half)
+        score = next(iter(self.scores.values()))
+        if score > self.best:
+            self.best = score
+            save_weights(self.ema.state_dict(), self.task.card(), self.options.out / "best.safetensors")
+        self.model.train()
+
+    def save(self, path: Path) -> None:
+        """Writes all that a resumed run needs, whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "random": torch.get_rng_state(),
+            "batch": self.options.batch,
+            "seed": self.options.seed,
+        }
+        with atomic_path(path, overwrite=True) as partial:
+            torch.save(state, partial)
+
+    def _restore(self) -> None:
+        try:
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            if (state["batch"], state["seed"]) != (self.options.batch, self.options.seed):
+                raise TrainingError(
+                    f"{self.checkpoint} was trained with --batch {state['batch']} --seed {state['seed']}: resume with the same"
+                )
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+            torch.set_rng_state(state["random"].cpu())
+            self._cut_log()
+        except FileNotFoundError:
+            raise TrainingError(f"{self.checkpoint}: nothing to resume; leave out --resume to begin") from None
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise TrainingError(f"{self.checkpoint}: not a checkpoint of this run ({error})") from error
+
+    def _log(self, loss: float, rate: float) -> None:
+        path = self.options.out / "log.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", "samples", "seconds", "loss", "samples_per_s", "score"])
+            score = next(iter(self.scores.values()), "")
+            writer.writerow(
+                [self.step, self.step * self.options.batch, f"{self.seconds:.1f}", f"{loss:.5f}", f"{rate:.1f}", score]
+            )
+
+    def _cut_log(self) -> None:
+        """Drops what was logged after the checkpoint was written: it is going to happen again."""
+        path = self.options.out / "log.csv"
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            head, *rows = csv.reader(file)
+        with atomic_path(path, overwrite=True) as partial, partial.open("w", newline="") as file:
+            csv.writer(file).writerows([head, *(row for row in rows if int(row[0]) <= self.step)])

@@ -1,0 +1,160 @@
+"""The one door to weights: a safetensors file and, beside it, a model card that a program can read.
+
+``NAME.safetensors`` holds the tensors, ``NAME.json`` the :class:`Card`. Inference takes everything
+it knows of a model from the card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from hgpose.atomic import atomic_path
+from hgpose.errors import WeightsError
+from hgpose.models import build_model
+
+#: The weights used when nobody names others.
+DEFAULT_POSE = "pose-body19"
+DEFAULT_FINDER = "person"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What there is to know of a trained model.
+
+    Attributes:
+        name: as in the file name.
+        task: ``"pose"`` or ``"person"``.
+        architecture: ``{"kind": ..., **parameters}`` for :func:`hgpose.models.build_model`.
+        input_px: side of the network's square input.
+        mean, std: of RGB in [0, 1], taken off and divided by.
+        sha256: of the safetensors file, hex.
+        keypoint_set: name of the set (pose only).
+        box_padding: the crop's side over the box's longer side (pose only).
+        threshold: detections below it are no person (person only).
+        data: the training sets, one line each with their terms.
+        licence: of the weights.
+        training: command, seed, hours and the like.
+        scores: measured numbers, each with the command that reproduces it.
+    """
+
+    name: str
+    task: str
+    architecture: dict[str, Any]
+    input_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    sha256: str = ""
+    keypoint_set: str = ""
+    box_padding: float = 1.0
+    threshold: float = 0.0
+    data: tuple[str, ...] = ()
+    licence: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
+def weights_folder() -> Path:
+    """Where the shipped weights are: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_weights"
+    return installed if installed.is_dir() else package.parent / "weights"
+
+
+def available() -> list[str]:
+    """Names of the shipped weights."""
+    return sorted(path.stem for path in weights_folder().glob("*.safetensors"))
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """The safetensors file of shipped weights, or of a path.
+
+    Raises:
+        WeightsError: there is none; the message lists the names there are.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    shipped = weights_folder() / f"{name_or_path}.safetensors"
+    if path.name == str(name_or_path) and shipped.is_file():
+        return shipped
+    names = ", ".join(available()) or "none"
+    raise WeightsError(
+        f"{name_or_path}: no such weights; shipped are: {names}; or name a .safetensors file with its card beside it"
+    )
+
+
+def read_card(path: Path) -> Card:
+    """The card beside a safetensors file.
+
+    Raises:
+        WeightsError: there is none, or it is not a card.
+    """
+    card = path.with_suffix(".json")
+    try:
+        document = json.loads(card.read_text(encoding="utf-8"))
+        for key in ("mean", "std", "data"):
+            document[key] = tuple(document[key])
+        return Card(**document)
+    except FileNotFoundError:
+        raise WeightsError(f"{card}: the model card that belongs to {path.name} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{card}: not a model card ({error})") from error
+
+
+def load_weights(name_or_path: str | Path, task: str) -> tuple[nn.Module, Card]:
+    """A trained network in float32 on the CPU, in evaluation mode, and its card.
+
+    Args:
+        name_or_path: a shipped name or a .safetensors file.
+        task: what it must be for, ``"pose"`` or ``"person"``.
+
+    Raises:
+        WeightsError: missing, damaged (SHA-256), for another task, or not fitting its architecture.
+    """
+    path = find_weights(name_or_path)
+    card = read_card(path)
+    if card.task != task:
+        raise WeightsError(f"{path}: these weights are for {card.task!r}, wanted some for {task!r}")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if card.sha256 != digest:
+        raise WeightsError(f"{path}: SHA-256 is {digest}, its card says {card.sha256}: damaged, fetch it again")
+    try:
+        state = load(data)
+        model = build_model(card.architecture)
+        model.load_state_dict({key: value.float() for key, value in state.items()})
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: does not fit the architecture its card names ({error})") from error
+    return model.eval(), card
+
+
+def save_weights(state: Mapping[str, torch.Tensor], card: Card, path: Path) -> Card:
+    """Writes weights as float16 and their card, whole or not at all; returns the card with its checksum."""
+    small = {
+        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in state.items()
+        # Batch normalisation's step counter means nothing at inference.
+        if not key.endswith("num_batches_tracked")
+    }
+    data = save(small)
+    card = Card(**{**asdict(card), "sha256": hashlib.sha256(data).hexdigest()})
+    with atomic_path(path, overwrite=True) as partial:
+        partial.write_bytes(data)
+    write_card(card, path)
+    return card
+
+
+def write_card(card: Card, path: Path) -> None:
+    """Writes ``card`` beside the safetensors file ``path``."""
+    with atomic_path(path.with_suffix(".json"), overwrite=True) as partial:
+        partial.write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
