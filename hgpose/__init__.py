@@ -1,0 +1,43 @@
+"""Human pose from webcam, videos and image folders with a stacked hourglass network.
+
+Two lines in a notebook::
+
+    estimator = hgpose.load_estimator()
+    poses = estimator(image)  # (H, W, 3) uint8 RGB; poses.keypoints is (N, 19, 2), image px
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+#: Public names and where they live; imported on first use, so that ``import hgpose`` is quick.
+_HOMES = {
+    "load_estimator": "hgpose.estimate",
+    "Estimator": "hgpose.estimate",
+    "EstimatorOptions": "hgpose.options",
+    "VideoOptions": "hgpose.options",
+    "CameraOptions": "hgpose.options",
+    "Style": "hgpose.options",
+    "Poses": "hgpose.types",
+    "process_video": "hgpose.process",
+    "process_videos": "hgpose.process",
+    "process_images": "hgpose.process",
+    "watch_camera": "hgpose.live",
+    "draw_poses": "hgpose.draw",
+    "keypoint_set": "hgpose.keypoints",
+    "HgposeError": "hgpose.errors",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hgpose' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

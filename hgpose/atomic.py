@@ -24,7 +24,9 @@ def output_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"cannot write {path}: {reason}; free or choose another place with -o") from error
+        raise OutputError(
+            f"cannot write {path}: {reason}; make room or choose another place with -o"
+        ) from error
 
 
 @contextmanager

@@ -22,7 +22,9 @@ def choose_device(wanted: str) -> torch.device:
     except RuntimeError:
         raise OptionsError(f"--device {wanted!r} is not one of auto, cpu, cuda, cuda:0, mps") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        built = "has no CUDA support" if torch.version.cuda is None else f"sees {torch.cuda.device_count()} GPUs"
+        built = (
+            "has no CUDA support" if torch.version.cuda is None else f"sees {torch.cuda.device_count()} GPUs"
+        )
         raise OptionsError(f"--device {wanted}: this PyTorch ({torch.__version__}) {built}; use --device cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise OptionsError("--device mps: no Apple GPU is usable here; use --device cpu")

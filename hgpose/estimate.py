@@ -1,99 +1,47 @@
-"""Keypoints of people in boxes: crops, the network, decoded heatmaps. The only place of inference that moves data to a device."""
+"""From a picture to people with keypoints: detect, crop, run the network, decode.
+
+Symbols: N people or crops, K keypoints, S the crop's side. Points are image px.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hgpose import heatmaps
+from hgpose.detect import Detector, PersonDetector, WholeFrame, read_boxes
 from hgpose.device import choose_device
 from hgpose.geometry import CropTransform, heatmap_to_crop
 from hgpose.keypoints import keypoint_set
-from hgpose.models.hourglass import fold_batch_norms
-from hgpose.weights import Card, load_weights
+from hgpose.network import Network
+from hgpose.options import EstimatorOptions
+from hgpose.types import Detections, Frame, Heatmaps, ModelInfo, Poses
+from hgpose.weights import DEFAULT_FINDER, load_weights
+
+#: Share of a person's longer side by which a box exceeds the person's keypoints (heads have hair,
+#: ankles have feet); that of the annotated boxes the network was trained with.
+_BOX_MARGIN = 0.1
+#: Keypoints that score at least this say where a person is.
+_SURE = 0.2
 
 
-class Network:
-    """A trained network on a device, in its precision, fed with 8-bit images.
-
-    Args:
-        model: in evaluation mode; it is changed (folded, moved) and must not be used elsewhere.
-        card: what it expects.
-        device: where it runs.
-        half: float16 on a GPU, bfloat16 on a CPU, for the network's inside; results stay float32.
-    """
-
-    def __init__(self, model: nn.Module, card: Card, device: torch.device, half: bool) -> None:
-        fold_batch_norms(model)
-        self.card, self.device, self.half = card, device, half
-        self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # (x / 255 - mean) / std as one multiplication and one addition.
-        std = torch.tensor(card.std, device=device).view(1, 3, 1, 1)
-        mean = torch.tensor(card.mean, device=device).view(1, 3, 1, 1)
-        self._gain, self._bias = 1 / (255 * std), -mean / std
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
-        return torch.autocast(self.device.type, dtype, enabled=self.half)
-
-    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Any:
-        """The network's raw output, on the device, of N images ``(S, S, 3)`` uint8 RGB."""
-        batch = torch.from_numpy(np.stack(images))
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        # An (N, S, S, 3) array seen as (N, 3, S, S) already lies in channels_last order.
-        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        with torch.inference_mode(), self._precision():
-            return self._model(pixels * self._gain + self._bias)
-
-
-@dataclass(frozen=True)
-class Keypoints:
-    """Decoded keypoints of N crops, image px.
-
-    Attributes:
-        points: ``(N, K, 2)`` float32.
-        scores: ``(N, K)`` float32 in [0, 1].
-        heatmaps: ``(N, K, S/4, S/4)`` float32, where they were asked for.
-    """
-
-    points: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    heatmaps: NDArray[np.float32] | None = None
-
-
-class Estimator:
-    """Finds the keypoints of people whose boxes are known.
+class CropEstimator:
+    """Finds the keypoints of the person in each crop.
 
     Args:
-        weights: a shipped name or a .safetensors file.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
-        half: half precision inside the network.
+        network: with a card for the task ``pose``.
         flip_test: also run every crop mirrored and average the heatmaps.
         batch: crops that go through the network at once, at most.
     """
 
-    def __init__(
-        self, network: Network, flip_test: bool = False, batch: int = 16
-    ) -> None:
+    def __init__(self, network: Network, flip_test: bool = False, batch: int = 16) -> None:
         self.network, self.card = network, network.card
         self.keypoint_set = keypoint_set(self.card.keypoint_set)
         self.flip_test, self.batch = flip_test, batch
-
-    @classmethod
-    def load(
-        cls, weights: str, device: str = "auto", half: bool = False, flip_test: bool = False, batch: int = 16
-    ) -> Estimator:
-        """An estimator with the named weights; :class:`WeightsError` if they cannot be used."""
-        model, card = load_weights(weights, "pose")
-        return cls(Network(model, card, choose_device(device), half), flip_test, batch)
 
     def transform(self, box_xyxy: NDArray[np.floating]) -> CropTransform:
         """The crop that belongs to a box ``(4,)`` image px."""
@@ -104,13 +52,17 @@ class Estimator:
         images: Sequence[NDArray[np.uint8]],
         transforms: Sequence[CropTransform],
         keep_heatmaps: bool = False,
-    ) -> Keypoints:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
         """Keypoints of N crops, whichever images they lie on.
 
         Args:
             images: N images ``(H, W, 3)`` uint8 RGB; the same one may stand there often.
             transforms: N crops, one for each.
             keep_heatmaps: also return the probability heatmaps.
+
+        Returns:
+            points ``(N, K, 2)`` float32 image px, scores ``(N, K)`` float32 in [0, 1], and
+            heatmaps ``(N, K, S/4, S/4)`` float32 if asked for.
         """
         k = len(self.keypoint_set)
         parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -120,12 +72,12 @@ class Estimator:
             maps = self._heatmaps(crops)
             parts.append((*heatmaps.decode(maps), maps if keep_heatmaps else None))
         if not parts:
-            return Keypoints(np.zeros((0, k, 2), np.float32), np.zeros((0, k), np.float32))
+            return np.zeros((0, k, 2), np.float32), np.zeros((0, k), np.float32), None
         cells = torch.cat([p[0] for p in parts]).cpu().numpy()
         scores = torch.cat([p[1] for p in parts]).cpu().numpy()
         points = np.stack([t.to_image(p) for t, p in zip(transforms, heatmap_to_crop(cells), strict=True)])
         kept = torch.cat([p[2] for p in parts if p[2] is not None]).cpu().numpy() if keep_heatmaps else None
-        return Keypoints(points.astype(np.float32), scores, kept)
+        return points.astype(np.float32), scores, kept
 
     def _heatmaps(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
         if not self.flip_test:
@@ -133,3 +85,108 @@ class Estimator:
         both = heatmaps.probabilities(self.network([*crops, *(c[:, ::-1] for c in crops)])[-1])
         straight, mirrored = both.chunk(2)
         return (straight + heatmaps.flip(mirrored, self.keypoint_set.flip_order)) / 2
+
+
+def keypoint_box(
+    points: NDArray[np.float32], scores: NDArray[np.float32], box: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Where a person is after its keypoints were found: ``(4,)`` xyxy image px.
+
+    Args:
+        points, scores: ``(K, 2)`` and ``(K,)``.
+        box: ``(4,)`` where the person was looked for; stays where too few keypoints are sure.
+    """
+    sure = points[scores >= _SURE]
+    if len(sure) < 4:
+        return box
+    low, high = sure.min(0), sure.max(0)
+    margin = _BOX_MARGIN * (high - low).max()
+    return np.concatenate([low - margin, high + margin]).astype(np.float32)
+
+
+class Estimator:
+    """Finds people and their keypoints: ``poses = estimator(image)``.
+
+    Made by :func:`hgpose.load_estimator`.
+    """
+
+    def __init__(self, detector: Detector, crops: CropEstimator, options: EstimatorOptions) -> None:
+        self.detector, self.crops, self.options = detector, crops, options
+        self.keypoint_set = crops.keypoint_set
+        self.model = ModelInfo(crops.card.name, crops.card.sha256)
+        self.device = crops.network.device
+
+    def __call__(self, image: NDArray[np.uint8]) -> Poses:
+        """The people of one image ``(H, W, 3)`` uint8 RGB."""
+        return self.frames([Frame(np.ascontiguousarray(image), 0, 0.0)])[0]
+
+    def frames(self, frames: Sequence[Frame]) -> list[Poses]:
+        """The people of each frame, found anew on every one; all crops go through the network together."""
+        return self.poses(frames, self.detector(frames))
+
+    def poses(self, frames: Sequence[Frame], people: Sequence[Detections]) -> list[Poses]:
+        """The keypoints of people whose boxes are known.
+
+        Args:
+            frames: some frames.
+            people: for each frame its people.
+
+        Returns:
+            For each frame its poses. People in whose box the network sees nobody are left out,
+            unless the boxes are the user's own.
+        """
+        people = [self._choose(p) for p in people]
+        images = [f.image for f, p in zip(frames, people, strict=True) for _ in range(len(p))]
+        transforms = [self.crops.transform(box) for p in people for box in p.boxes]
+        points, scores, maps = self.crops(images, transforms, self.options.heatmaps)
+        found, start = [], 0
+        for p in people:
+            rows = slice(start, start + len(p))
+            start += len(p)
+            poses = Poses(
+                points[rows],
+                scores[rows],
+                p.boxes,
+                p.scores,
+                np.full(len(p), -1, np.int64),
+                self.keypoint_set,
+                None if maps is None else Heatmaps(maps[rows], tuple(transforms[rows])),
+            )
+            if self.detector.proposes:
+                poses = poses[np.flatnonzero(poses.person_scores >= self.options.min_person_score)]
+            found.append(poses)
+        return found
+
+    def _choose(self, people: Detections) -> Detections:
+        if self.options.person == "largest" and len(people):
+            size = np.prod(people.boxes[:, 2:] - people.boxes[:, :2], axis=1)
+            return people[[int(size.argmax())]]
+        if self.options.max_people is not None:
+            return people[np.argsort(-people.scores, kind="stable")[: self.options.max_people]]
+        return people
+
+
+def load_estimator(options: EstimatorOptions | None = None) -> Estimator:
+    """Loads detector and pose network, ready to be called with images.
+
+    Args:
+        options: what to load and how to run it; by default the shipped weights on the best device.
+
+    Raises:
+        WeightsError: weights are missing, damaged or not for the task.
+        OptionsError: the device cannot be used here.
+        InputError: a file of boxes cannot be read.
+    """
+    options = options or EstimatorOptions()
+    device = choose_device(options.device)
+    model, card = load_weights(options.weights, "pose")
+    crops = CropEstimator(Network(model, card, device, options.half), options.flip_test, options.batch)
+    detector: Detector
+    if options.detector == "person":
+        finder, finder_card = load_weights(DEFAULT_FINDER, "person")
+        detector = PersonDetector(Network(finder, finder_card, device, options.half))
+    elif options.detector == "whole-frame":
+        detector = WholeFrame()
+    else:
+        detector = read_boxes(options.boxes_file)
+    return Estimator(detector, crops, options)

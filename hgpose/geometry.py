@@ -53,7 +53,9 @@ class CropTransform:
     stretch: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (all(map(math.isfinite, self.center_xy)) and 0 < self.width_px < math.inf and min(self.size_wh) > 0):
+        if not (
+            all(map(math.isfinite, self.center_xy)) and 0 < self.width_px < math.inf and min(self.size_wh) > 0
+        ):
             raise InputError(f"a crop needs a finite centre and a positive size, got {self}")
 
     @classmethod

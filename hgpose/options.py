@@ -56,7 +56,10 @@ class TrainOptions:
     validation_minutes: float = 15.0
 
     def __post_init__(self) -> None:
-        _require(self.size_px > 0 and self.size_px % 64 == 0, f"--size must be a multiple of 64, not {self.size_px}")
+        _require(
+            self.size_px > 0 and self.size_px % 64 == 0,
+            f"--size must be a multiple of 64, not {self.size_px}",
+        )
         _require(self.batch >= 2, f"--batch must be at least 2, not {self.batch}")
         _require((self.epochs is None) != (self.minutes is None), "give either --epochs or --minutes")
         _require((self.epochs or self.minutes or 0) > 0, "--epochs and --minutes must be above 0")
@@ -64,3 +67,104 @@ class TrainOptions:
         _require(0 <= self.decay <= 1, f"--decay must lie in 0 to 1, not {self.decay}")
         _require(self.workers >= 0, f"--workers must not be negative, not {self.workers}")
         _require(0 < self.checkpoint_minutes <= 10, "--checkpoint-minutes must lie in 0 to 10")
+
+
+@dataclass(frozen=True)
+class EstimatorOptions:
+    """How people and their keypoints are found.
+
+    Attributes:
+        weights: of the pose network, a shipped name or a .safetensors file.
+        detector: ``person`` (the trained finder), ``whole-frame`` or ``boxes:FILE``.
+        person: ``all`` or ``largest``.
+        max_people: at most so many a frame, the surest first.
+        min_person_score: people whose mean keypoint score is lower are taken for none.
+        flip_test: also run mirrored crops and average: slower, more accurate.
+        batch: crops, and frames, that go through a network at once, at most.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
+        half: half precision inside the networks.
+        heatmaps: keep the probability maps, for drawing.
+    """
+
+    weights: str = "pose-body19"
+    detector: str = "person"
+    person: str = "all"
+    max_people: int | None = None
+    min_person_score: float = 0.1
+    flip_test: bool = False
+    batch: int = 8
+    device: str = "auto"
+    half: bool = False
+    heatmaps: bool = False
+
+    def __post_init__(self) -> None:
+        boxes = self.detector.startswith("boxes:") and len(self.detector) > len("boxes:")
+        _require(
+            boxes or self.detector in {"person", "whole-frame"},
+            f"--detector must be person, whole-frame or boxes:FILE, not {self.detector!r}",
+        )
+        _require(self.person in {"all", "largest"}, f"--person must be all or largest, not {self.person!r}")
+        _require(self.max_people is None or self.max_people >= 1, "--max-people must be at least 1")
+        _require(self.batch >= 1, f"--batch must be at least 1, not {self.batch}")
+        _require(0 <= self.min_person_score <= 1, "--min-person-score must lie in 0 to 1")
+
+    @property
+    def boxes_file(self) -> Path:
+        """The file of ``boxes:FILE``."""
+        return Path(self.detector.removeprefix("boxes:"))
+
+
+@dataclass(frozen=True)
+class Style:
+    """How people are drawn.
+
+    Attributes:
+        line_width: px; ``None`` goes by the size of the person and the image.
+        black: on black instead of the picture.
+        boxes: the box of each person, its colour by id.
+        labels: id and score at the box.
+        threshold: keypoints of a lower score are hidden; a limb needs both its ends.
+    """
+
+    line_width: int | None = None
+    black: bool = False
+    boxes: bool = True
+    labels: bool = False
+    threshold: float = 0.3
+
+    def __post_init__(self) -> None:
+        _require(self.line_width is None or self.line_width >= 1, "--line-width must be at least 1")
+        _require(0 <= self.threshold <= 1, f"--threshold must lie in 0 to 1, not {self.threshold}")
+
+
+DEFAULT_STYLE = Style()
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What is taken from a source, and what is written.
+
+    Attributes:
+        save: kinds of output, see :data:`hgpose.sinks.SINKS`.
+        start_s, end_s: the part of a video, seconds from its beginning; ``None``: to the end.
+        every: take every n-th frame.
+        detect_every: look for people anew on every n-th frame taken; between, each person is looked
+            for where it was.
+        overwrite: replace files of an earlier run.
+        style: how overlays are drawn.
+    """
+
+    save: tuple[str, ...] = ("overlay", "csv", "json")
+    start_s: float = 0.0
+    end_s: float | None = None
+    every: int = 1
+    detect_every: int = 1
+    overwrite: bool = False
+    style: Style = DEFAULT_STYLE
+
+    def __post_init__(self) -> None:
+        _require(bool(self.save), "--save needs at least one kind")
+        _require(self.start_s >= 0, f"--start must not be negative, not {self.start_s}")
+        _require(self.end_s is None or self.end_s > self.start_s, "--end must lie after --start")
+        _require(self.every >= 1, f"--every must be at least 1, not {self.every}")
+        _require(self.detect_every >= 1, f"--detect-every must be at least 1, not {self.detect_every}")

@@ -6,6 +6,7 @@ Symbols: N people, K keypoints. Points are image px of the displayed frame (rota
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hgpose.geometry import CropTransform
 from hgpose.keypoints import KeypointSet
 
 
@@ -100,6 +102,22 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class Heatmaps:
+    """Probability maps of the people of one frame.
+
+    Attributes:
+        maps: ``(N, K, h, w)`` float32 in [0, 1].
+        transforms: N crops that the maps belong to.
+    """
+
+    maps: NDArray[np.float32]
+    transforms: tuple[CropTransform, ...]
+
+    def __post_init__(self) -> None:
+        _check("Heatmaps.maps", self.maps, (len(self.transforms), None, None, None), np.float32)
+
+
+@dataclass(frozen=True)
 class Poses:
     """The people of one frame.
 
@@ -110,6 +128,7 @@ class Poses:
         box_scores: ``(N,)`` float32 in [0, 1], of the detection.
         ids: ``(N,)`` int64, the person over time; -1 where nobody follows people.
         keypoint_set: names and skeleton of the K keypoints.
+        heatmaps: where they were asked for.
     """
 
     keypoints: NDArray[np.float32]
@@ -118,6 +137,7 @@ class Poses:
     box_scores: NDArray[np.float32]
     ids: NDArray[np.int64]
     keypoint_set: KeypointSet
+    heatmaps: Heatmaps | None = None
 
     def __post_init__(self) -> None:
         n, k = len(self.keypoints), len(self.keypoint_set)
@@ -130,7 +150,11 @@ class Poses:
     def __len__(self) -> int:
         return len(self.keypoints)
 
-    def __getitem__(self, rows: Any) -> Poses:
+    def __getitem__(self, rows: Sequence[int] | NDArray[np.int64]) -> Poses:
+        """The people at these positions, in this order."""
+        kept = self.heatmaps and Heatmaps(
+            self.heatmaps.maps[rows], tuple(self.heatmaps.transforms[i] for i in rows)
+        )
         return Poses(
             self.keypoints[rows],
             self.scores[rows],
@@ -138,6 +162,7 @@ class Poses:
             self.box_scores[rows],
             self.ids[rows],
             self.keypoint_set,
+            kept,
         )
 
     @classmethod

@@ -128,7 +128,9 @@ def load_weights(name_or_path: str | Path, task: str) -> tuple[nn.Module, Card]:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if card.sha256 != digest:
-        raise WeightsError(f"{path}: SHA-256 is {digest}, its card says {card.sha256}: damaged, fetch it again")
+        raise WeightsError(
+            f"{path}: SHA-256 is {digest}, its card says {card.sha256}: damaged, fetch it again"
+        )
     try:
         state = load(data)
         model = build_model(card.architecture)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 
 def picture(index: int, width: int, height: int) -> NDArray[np.uint8]:
-    """``(H, W, 3)`` uint8 RGB: top left quarter red, bottom right blue, the rest a grey that tells ``index``."""
+    """``(H, W, 3)`` uint8 RGB: a red and a blue quarter, the rest a grey that tells ``index``."""
     image = np.full((height, width, 3), grey(index), np.uint8)
     image[: height // 2, : width // 2] = (255, 0, 0)
     image[height // 2 :, width // 2 :] = (0, 0, 255)
@@ -63,29 +71,27 @@ def write_clip(
     ticks = [round(t / time_base) for t in times_s] if times_s else list(range(frames))
     with av.open(str(path), "w", options=container_options or {}) as out:
         if video:
-            stream = out.add_stream(codec, rate=rate)
-            assert isinstance(stream, av.VideoStream)
-            stream.width, stream.height = size_wh
-            stream.pix_fmt = pix_fmt
-            context = stream.codec_context
+            pictures = cast(av.VideoStream, out.add_stream(codec, rate=rate))
+            pictures.width, pictures.height = size_wh
+            pictures.pix_fmt = pix_fmt
+            context = pictures.codec_context
             context.time_base = time_base
             context.gop_size = 8
             context.max_b_frames = b_frames
             context.sample_aspect_ratio = pixel_aspect
             context.thread_count = 1
             if codec == "libx264":
-                stream.options = {"preset": "ultrafast", "crf": "12", "bf": str(b_frames)}
+                pictures.options = {"preset": "ultrafast", "crf": "12", "bf": str(b_frames)}
             if rotation_deg or hflip:
-                stream.set_display_rotation(rotation_deg, hflip=hflip)
+                pictures.set_display_rotation(rotation_deg, hflip=hflip)
         if audio:
             sound = out.add_stream("aac", rate=44100, layout="mono")
-            assert isinstance(sound, av.AudioStream)
         if video:
             for index, tick in enumerate(ticks):
                 frame = av.VideoFrame.from_ndarray(picture(index, *size_wh), format="rgb24")
                 frame.pts, frame.time_base = tick, time_base
-                out.mux(stream.encode(frame))
-            out.mux(stream.encode(None))
+                out.mux(pictures.encode(frame))
+            out.mux(pictures.encode(None))
         if audio:
             for start in range(0, int(44100 * frames / rate), 1024):
                 wave = np.sin(np.arange(start, start + 1024, dtype=np.float32) / 16)[None]
@@ -94,3 +100,57 @@ def write_clip(
                 out.mux(sound.encode(heard))
             out.mux(sound.encode(None))
     return path
+
+
+@contextmanager
+def _serve(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _FileHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            super().copyfile(source, outputfile)
+
+
+@contextmanager
+def file_server(folder: Path) -> Iterator[str]:
+    """Serves the files of a folder on loopback: the URL of the folder."""
+    with _serve(partial(_FileHandler, directory=str(folder))) as url:
+        yield url
+
+
+@contextmanager
+def mjpeg_server(frames: int, interval_s: float = 0.02, size_wh: tuple[int, int] = (64, 48)) -> Iterator[str]:
+    """A camera on loopback: its URL; each caller gets :func:`picture` 0, 1, 2..., then the line is cut."""
+
+    class Camera(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+            self.end_headers()
+            with suppress(BrokenPipeError, ConnectionResetError):
+                for index in range(frames):
+                    jpeg = io.BytesIO()
+                    Image.fromarray(picture(index, *size_wh)).save(jpeg, "JPEG", quality=95)
+                    body = jpeg.getvalue()
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+                    self.wfile.write(head.encode() + body + b"\r\n")
+                    time.sleep(interval_s)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with _serve(Camera) as url:
+        yield f"{url}/stream.mjpg"

@@ -9,8 +9,9 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from hgpose.cli import train
+from hgpose.cli import process, train
 from hgpose.errors import HgposeError, OptionsError
 
 app = typer.Typer(
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("video")(process.video)
+app.command("images")(process.images)
 app.add_typer(train.train_app, name="train")
 
 
@@ -28,7 +31,7 @@ def main() -> None:
     try:
         app()
     except HgposeError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         sys.exit(2 if isinstance(error, OptionsError) else 1)
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped")

@@ -20,26 +20,35 @@ _D = TrainOptions(out=Path("runs"), minutes=1)
 
 Annotations = Annotated[list[Path], typer.Argument(help="Annotation files to train on.", show_default=False)]
 Images = Annotated[
-    list[Path] | None, typer.Option("--images", help="Folder of the images; repeat for several.", show_default=False)
+    list[Path] | None,
+    typer.Option("--images", help="Folder of the images; repeat for several.", show_default=False),
 ]
-Val = Annotated[Path, typer.Option("--val", help="Annotations to choose the best weights on.", show_default=False)]
+Val = Annotated[
+    Path, typer.Option("--val", help="Annotations to choose the best weights on.", show_default=False)
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
 Size = Annotated[int, typer.Option("--size", help="Side of the training crops, px, a multiple of 64.")]
 Batch = Annotated[int, typer.Option("--batch", help="Samples a step.")]
 Epochs = Annotated[float | None, typer.Option("--epochs", help="Length in passes over the data.")]
 Minutes = Annotated[float | None, typer.Option("--minutes", help="Length in minutes instead.")]
 Rate = Annotated[float, typer.Option("--lr", help="Highest learning rate.")]
-Decay = Annotated[float, typer.Option("--decay", help="Last share of the training, over which the rate falls to 0.")]
+Decay = Annotated[
+    float, typer.Option("--decay", help="Last share of the training, over which the rate falls to 0.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of initialisation, order and augmentation.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")]
 Init = Annotated[str | None, typer.Option("--init", help="Weights to begin with: a name or a path.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
-Half = Annotated[bool | None, typer.Option("--half/--no-half", help="bfloat16 arithmetic; by default where it is fast.")]
+Half = Annotated[
+    bool | None, typer.Option("--half/--no-half", help="bfloat16 arithmetic; by default where it is fast.")
+]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that prepare crops.")]
 Cache = Annotated[Path, typer.Option("--cache", help="Folder for decoded images, shared by runs.")]
 Data = Annotated[
     list[str] | None,
-    typer.Option("--data-note", help="A line on the data and its terms for the model card; repeat.", show_default=False),
+    typer.Option(
+        "--data-note", help="A line on the data and its terms for the model card; repeat.", show_default=False
+    ),
 ]
 
 
@@ -108,6 +117,45 @@ def train_pose(
     _run(task, options)
 
 
+@train_app.command("person")
+def train_person(
+    annotations: Annotations,
+    val: Val,
+    images: Images = None,
+    out: Out = Path("runs/person"),
+    width: Annotated[int, typer.Option("--width", help="Channels of the hourglass.")] = 64,
+    size: Size = 320,
+    batch: Batch = _D.batch,
+    epochs: Epochs = None,
+    minutes: Minutes = None,
+    lr: Rate = _D.learning_rate,
+    decay: Decay = _D.decay,
+    seed: Seed = _D.seed,
+    resume: Resume = False,
+    init: Init = None,
+    device: Device = _D.device,
+    half: Half = None,
+    workers: Workers = _D.workers,
+    cache: Cache = Path("runs/cache"),
+    data_note: Data = None,
+) -> None:
+    """Train the person finder on boxes."""
+    options = TrainOptions(
+        out=out, size_px=size, batch=batch, epochs=epochs, minutes=minutes, learning_rate=lr, decay=decay, seed=seed,
+        resume=resume, init=init, device=device, half=half, workers=workers,
+    )  # fmt: skip
+    from hgpose.train.datasets import load_box_set
+    from hgpose.train.person import PersonTask
+
+    if len(annotations) != 1:
+        raise typer.BadParameter("give one annotation file", param_hint="ANNOTATIONS")
+    boxes, validation = (load_box_set(path, images or []) for path in (annotations[0], val))
+    task = PersonTask(
+        boxes, validation, {"width": width}, options, cache, _description(data_note, annotations, seed)
+    )
+    _run(task, options)
+
+
 def _run(task: Task, options: TrainOptions) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -135,7 +183,12 @@ def _run(task: Task, options: TrainOptions) -> None:
         def report(state: State) -> None:
             scores = "  ".join(f"{key} {value:.1f}" for key, value in state.scores.items())
             bar.update(
-                line, completed=state.done, step=state.step, loss=state.loss, rate=state.samples_per_s, scores=scores
+                line,
+                completed=state.done,
+                step=state.step,
+                loss=state.loss,
+                rate=state.samples_per_s,
+                scores=scores,
             )
 
         best = trainer.run(report)

@@ -114,7 +114,11 @@ def fold_batch_norms(model: nn.Module) -> None:
     The first normalisation of a residual stands before its convolution and stays.
     """
     for module in model.modules():
-        pairs = {Residual: (("conv1", "bn2"), ("conv2", "bn3")), Stem: (("conv", "bn"),), Head: (("conv", "bn"),)}
+        pairs = {
+            Residual: (("conv1", "bn2"), ("conv2", "bn3")),
+            Stem: (("conv", "bn"),),
+            Head: (("conv", "bn"),),
+        }
         for conv, bn in pairs.get(type(module), ()):
             setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, bn)))
             setattr(module, bn, nn.Identity())

@@ -39,7 +39,12 @@ class CsvSink(FileSink):
         if self._run.is_image_set:
             key.append(frame.name)
         rows: list[list[Number]] = [
-            [person["id"], person["score"], *person["box"], *(v for point in person["keypoints"] for v in point)]
+            [
+                person["id"],
+                person["score"],
+                *person["box"],
+                *(v for point in person["keypoints"] for v in point),
+            ]
             for person in people(poses)
         ]
         nobody: list[Number] = [None] * (6 + 3 * len(self._run.keypoint_set))

@@ -12,8 +12,7 @@ from hgpose.sinks.file import FileSink
 from hgpose.sinks.record import people, seconds
 from hgpose.types import Frame, Poses
 
-#: Digits kept free for the count of frames, which is known last and stands first.
-_COUNT_WIDTH = 12
+_MAX_DIGITS = 12
 
 
 def _dumps(value: Any) -> str:
@@ -31,18 +30,18 @@ class JsonSink(FileSink):
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
+        width = len(self._header(0)) + _MAX_DIGITS
         with atomic_text(self.path, self._run.overwrite) as file:
             self._file = file
             self._frames = 0
             with output_errors(self.path):
-                file.write('{"schema":"hgpose/1","source":' + self._source() + '"frames":')
-                count_at = file.tell()
-                file.write(" " * _COUNT_WIDTH + "},\n" + self._head() + ',\n"frames":[')
+                file.write(self._header(0).ljust(width))
             yield
             with output_errors(self.path):
                 file.write("\n]}\n")
-                file.seek(count_at)
-                file.write(str(self._frames).rjust(_COUNT_WIDTH))
+                # The count stands first and is known last: blanks between tokens leave room for it.
+                file.seek(0)
+                file.write(self._header(self._frames).ljust(width))
 
     def write(self, frame: Frame, poses: Poses) -> None:
         """Adds the line of one frame; see :meth:`FileSink.write`."""
@@ -55,23 +54,21 @@ class JsonSink(FileSink):
             self._file.write((",\n" if self._frames else "\n") + _dumps(record))
         self._frames += 1
 
-    def _source(self) -> str:
-        """The description of the source, open for its last entry."""
-        info = self._run.info
+    def _header(self, frames: int) -> str:
+        """All that stands before the first frame."""
+        info, model, keypoint_set = self._run.info, self._run.model, self._run.keypoint_set
         source: dict[str, Any] = {"name": info.name}
         if info.fps is not None:
             source |= {"width": info.width, "height": info.height}
             source |= {"fps": float(info.fps), "fps_exact": f"{info.fps.numerator}/{info.fps.denominator}"}
-        return _dumps(source).removesuffix("}") + ","
-
-    def _head(self) -> str:
-        """What stands between the source and the frames, without braces."""
-        run = self._run
-        return _dumps(
-            {
-                "model": {"name": run.model.name, "sha256": run.model.sha256},
-                "keypoint_set": run.keypoint_set.name,
-                "keypoints": run.keypoint_set.names,
-                "skeleton": run.keypoint_set.edges,
-            }
-        )[1:-1]
+        source["frames"] = frames
+        document = {
+            "schema": "hgpose/1",
+            "source": source,
+            "model": {"name": model.name, "sha256": model.sha256},
+            "keypoint_set": keypoint_set.name,
+            "keypoints": keypoint_set.names,
+            "skeleton": keypoint_set.edges,
+            "frames": [],
+        }
+        return _dumps(document).removesuffix("]}")

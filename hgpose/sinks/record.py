@@ -5,14 +5,17 @@ Symbols: N people, K keypoints.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hgpose.draw import Style
+from hgpose.errors import OutputError
 from hgpose.keypoints import KeypointSet
+from hgpose.options import DEFAULT_STYLE, Style
 from hgpose.types import Frame, ModelInfo, Poses, SourceInfo
 
 PIXEL_DECIMALS = 2
@@ -33,18 +36,33 @@ class Run:
         keypoint_set: of all poses to come.
         style: how overlays are drawn.
         overwrite: whether finished files may be replaced.
+        inputs: resolved paths of the files that are read, which are never replaced. The file of
+            ``info`` need not be among them.
     """
 
     info: SourceInfo
     model: ModelInfo
     keypoint_set: KeypointSet
-    style: Style = Style()
+    style: Style = DEFAULT_STYLE
     overwrite: bool = False
+    inputs: Collection[Path] = frozenset()
 
     @property
     def is_image_set(self) -> bool:
         """Whether frames are pictures of their own, with names and sizes, and have no rate."""
         return self.info.fps is None
+
+    def refuse_input(self, path: Path) -> None:
+        """Sees to it that no input is written over.
+
+        Raises:
+            OutputError: ``path`` is one of the inputs.
+        """
+        resolved = path.resolve()
+        if resolved in self.inputs or (self.info.path is not None and resolved == self.info.path.resolve()):
+            raise OutputError(
+                f"{path} is an input and will not be written over; choose another folder with -o"
+            )
 
 
 class Person(TypedDict):
@@ -64,7 +82,9 @@ def rounded(values: NDArray[np.floating], decimals: int) -> Any:
     """Nested lists of the array's shape, rounded; ``None`` for NaN and infinity."""
     # Adding 0 turns -0.0 into 0.0.
     numbers = np.round(values.astype(np.float64), decimals) + 0.0
-    return np.where(np.isfinite(numbers), numbers, None).tolist()
+    plain = numbers.astype(object)
+    plain[~np.isfinite(numbers)] = None
+    return plain.tolist()
 
 
 def seconds(frame: Frame) -> float:

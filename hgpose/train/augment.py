@@ -66,7 +66,9 @@ def random_crop(
     else:
         rotation = float(np.clip(rng.normal(0, aug.rotation_deg), -60, 60)) if rng.random() < 0.6 else 0.0
     mirror = bool(rng.random() < aug.mirror)
-    return CropTransform((float(center[0]), float(center[1])), side, transform.size_wh, float(rotation), mirror)
+    return CropTransform(
+        (float(center[0]), float(center[1])), side, transform.size_wh, float(rotation), mirror
+    )
 
 
 def random_fill(size_px: int, rng: Rng) -> NDArray[np.uint8]:

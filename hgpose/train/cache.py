@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hgpose.errors import InputError
+from hgpose.sources.images import read_image
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,6 @@ class Window:
     file: Path
     box_xyxy: tuple[float, float, float, float] | None
     longest_px: int
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """An image file as ``(H, W, 3)`` uint8 RGB, turned upright by its EXIF tag.
-
-    Raises:
-        InputError: it cannot be read or is no image.
-    """
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise InputError(f"{path}: not an image, or damaged; remove it from the annotations or replace it")
-    return np.asarray(image[..., ::-1], dtype=np.uint8)
 
 
 class ImageCache:
@@ -83,7 +67,11 @@ def build_cache(windows: Sequence[Window], folder: Path) -> ImageCache:
     key = hashlib.sha1()
     for window in windows:
         stat = window.file.stat()
-        key.update(repr((str(window.file), window.box_xyxy, window.longest_px, stat.st_size, stat.st_mtime_ns)).encode())
+        key.update(
+            repr(
+                (str(window.file), window.box_xyxy, window.longest_px, stat.st_size, stat.st_mtime_ns)
+            ).encode()
+        )
     folder.mkdir(parents=True, exist_ok=True)
     pixels, index = (folder / f"{key.hexdigest()[:16]}.{kind}" for kind in ("bin", "npy"))
     if not index.exists():
@@ -93,7 +81,7 @@ def build_cache(windows: Sequence[Window], folder: Path) -> ImageCache:
             previous: tuple[Path, NDArray[np.uint8]] | None = None
             for window in windows:
                 if previous is None or previous[0] != window.file:
-                    previous = (window.file, read_rgb(window.file))
+                    previous = (window.file, read_image(window.file))
                 part, origin, ratio = _cut(previous[1], window)
                 out.write(part.tobytes())
                 rows.append((start, *part.shape[:2], *origin, *ratio))

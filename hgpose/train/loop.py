@@ -132,7 +132,9 @@ class Trainer:
         if options.resume:
             self._restore()
         elif self.checkpoint.exists():
-            raise TrainingError(f"{self.checkpoint} is there from an earlier run: add --resume, or choose another --out")
+            raise TrainingError(
+                f"{self.checkpoint} is there from an earlier run: add --resume, or choose another --out"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -264,7 +266,9 @@ class Trainer:
             torch.set_rng_state(state["random"].cpu())
             self._cut_log()
         except FileNotFoundError:
-            raise TrainingError(f"{self.checkpoint}: nothing to resume; leave out --resume to begin") from None
+            raise TrainingError(
+                f"{self.checkpoint}: nothing to resume; leave out --resume to begin"
+            ) from None
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise TrainingError(f"{self.checkpoint}: not a checkpoint of this run ({error})") from error
 
@@ -277,7 +281,14 @@ class Trainer:
                 writer.writerow(["step", "samples", "seconds", "loss", "samples_per_s", "score"])
             score = next(iter(self.scores.values()), "")
             writer.writerow(
-                [self.step, self.step * self.options.batch, f"{self.seconds:.1f}", f"{loss:.5f}", f"{rate:.1f}", score]
+                [
+                    self.step,
+                    self.step * self.options.batch,
+                    f"{self.seconds:.1f}",
+                    f"{loss:.5f}",
+                    f"{rate:.1f}",
+                    score,
+                ]
             )
 
     def _cut_log(self) -> None:

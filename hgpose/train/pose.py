@@ -13,15 +13,17 @@ from torch.utils.data import Dataset
 
 from hgpose import heatmaps
 from hgpose.geometry import CropTransform, crop_to_heatmap
-from hgpose.estimate import Estimator, Network
+from hgpose.estimate import CropEstimator
+from hgpose.network import Network
 from hgpose.keypoints import KeypointSet
 from hgpose.models import build_model
 from hgpose.options import TrainOptions
 from hgpose.train.augment import Augmentation, random_crop, random_fill, random_look
 from hgpose.train.cache import ImageCache, Window, build_cache
 from hgpose.train.datasets import PoseSet
-from hgpose.train.evaluate import predict_keypoints, score_pck
+from hgpose.train.evaluate import predict_keypoints
 from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hgpose.train.metrics import pck, torso_px
 from hgpose.weights import Card
 
 #: Standard deviation of the target around a joint, in heatmap cells.
@@ -182,6 +184,7 @@ class PoseTask:
 
     def validate(self, model: nn.Module, device: torch.device, half: bool) -> dict[str, float]:
         """PCK@0.2 on the validation set without flip test, percent."""
-        estimator = Estimator(Network(model, self._card, device, half), batch=32)
+        estimator = CropEstimator(Network(model, self._card, device, half), batch=32)
         points, _ = predict_keypoints(estimator, self.validation)
-        return {"pck@0.2": score_pck(self.validation, points).mean}
+        people = self.validation
+        return {"pck@0.2": pck(points, people.points, people.visibility > 0, torso_px(people)).mean}

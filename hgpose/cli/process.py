@@ -1,0 +1,201 @@
+"""``hgpose video`` and ``hgpose images``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hgpose.options import EstimatorOptions, Style, VideoOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hgpose.estimate import Estimator
+    from hgpose.pipeline import Summary
+    from hgpose.process import Report
+
+_E, _V, _S = EstimatorOptions(), VideoOptions(), Style()
+
+Inputs = Annotated[list[str], typer.Argument(help="What to read.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)]
+Save = Annotated[str, typer.Option("--save", help="Kinds of output, separated by commas.")]
+Person = Annotated[str, typer.Option("--person", help="all or largest.")]
+MaxPeople = Annotated[
+    int | None, typer.Option("--max-people", help="At most so many a frame, the surest first.")
+]
+DetectorName = Annotated[
+    str, typer.Option("--detector", help="person, whole-frame or boxes:FILE (CSV or COCO JSON).")
+]
+Weights = Annotated[str, typer.Option("--weights", help="Pose weights: a name or a .safetensors file.")]
+FlipTest = Annotated[
+    bool, typer.Option("--flip-test", help="Average with the mirrored crop: slower, more accurate.")
+]
+Batch = Annotated[
+    int, typer.Option("--batch", help="Frames and crops that go through a network at once, at most.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
+Half = Annotated[bool, typer.Option("--half", help="Half precision inside the networks.")]
+Threshold = Annotated[float, typer.Option("--threshold", help="Keypoints that score lower are not drawn.")]
+LineWidth = Annotated[
+    int | None, typer.Option("--line-width", help="Of limbs, px; by default from the person's size.")
+]
+Black = Annotated[bool, typer.Option("--black", help="Draw on black instead of on the picture.")]
+Heatmaps = Annotated[bool, typer.Option("--heatmaps", help="Draw the probability maps, too.")]
+Boxes = Annotated[bool, typer.Option("--boxes/--no-boxes", help="Draw each person's box.")]
+Labels = Annotated[bool, typer.Option("--labels", help="Write each person's id and score.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier run.")]
+
+
+def video(
+    inputs: Annotated[
+        list[str], typer.Argument(help="Files, globs, - for stdin, http or rtsp URLs.", show_default=False)
+    ],
+    out: Out,
+    save: Save = ",".join(_V.save),
+    start: Annotated[
+        float, typer.Option("--start", help="Seconds to leave out at the beginning.")
+    ] = _V.start_s,
+    end: Annotated[float | None, typer.Option("--end", help="Seconds at which to stop.")] = None,
+    every: Annotated[int, typer.Option("--every", help="Take every n-th frame.")] = _V.every,
+    person: Person = _E.person,
+    max_people: MaxPeople = None,
+    detector: DetectorName = _E.detector,
+    detect_every: Annotated[
+        int, typer.Option("--detect-every", help="Look for people anew on every n-th frame only.")
+    ] = _V.detect_every,
+    weights: Weights = _E.weights,
+    flip_test: FlipTest = False,
+    batch: Batch = _E.batch,
+    device: Device = _E.device,
+    half: Half = False,
+    threshold: Threshold = _S.threshold,
+    line_width: LineWidth = None,
+    black: Black = False,
+    heatmaps: Heatmaps = False,
+    boxes: Boxes = True,
+    labels: Labels = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Find the people in videos: an overlay, a CSV and a JSON for each."""
+    how = EstimatorOptions(
+        weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test, batch=batch,
+        device=device, half=half, heatmaps=heatmaps,
+    )  # fmt: skip
+    what = VideoOptions(
+        save=tuple(save.split(",")), start_s=start, end_s=end, every=every, detect_every=detect_every,
+        overwrite=overwrite, style=Style(line_width, black, boxes, labels, threshold),
+    )  # fmt: skip
+    from hgpose.process import find_videos, process_videos
+
+    videos = find_videos(inputs)
+    _process(how, lambda estimator, report: process_videos(videos, out, estimator, what, report))
+
+
+def images(
+    inputs: Annotated[list[str], typer.Argument(help="Folders, files, globs.", show_default=False)],
+    out: Out,
+    save: Save = ",".join(_V.save),
+    person: Person = _E.person,
+    max_people: MaxPeople = None,
+    detector: DetectorName = _E.detector,
+    weights: Weights = _E.weights,
+    flip_test: FlipTest = False,
+    batch: Batch = _E.batch,
+    device: Device = _E.device,
+    half: Half = False,
+    threshold: Threshold = _S.threshold,
+    line_width: LineWidth = None,
+    black: Black = False,
+    heatmaps: Heatmaps = False,
+    boxes: Boxes = True,
+    labels: Labels = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Find the people on images: an overlay each, one keypoints.csv and keypoints.json for all."""
+    how = EstimatorOptions(
+        weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test, batch=batch,
+        device=device, half=half, heatmaps=heatmaps,
+    )  # fmt: skip
+    what = VideoOptions(
+        save=tuple(save.split(",")),
+        overwrite=overwrite,
+        style=Style(line_width, black, boxes, labels, threshold),
+    )
+    from hgpose.process import process_images
+
+    _process(how, lambda estimator, report: [process_images(inputs, out, estimator, what, report)])
+
+
+def _process(how: EstimatorOptions, work: Callable[[Estimator, Report], Sequence[Summary]]) -> None:
+    """Loads the networks, does the work under a progress bar, prints the table; exit 1 if anything failed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from hgpose.estimate import load_estimator
+
+    console = Console(stderr=True)
+    estimator = load_estimator(how)
+    print_start(console, estimator)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f} frames/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        lines: dict[int, int] = {}
+
+        def report(summary: Summary, frame_count: int | None) -> None:
+            if id(summary) not in lines:
+                lines.clear()
+                lines[id(summary)] = bar.add_task(summary.name, rate=0.0)
+            rate = summary.frames / max(summary.seconds, 1e-9)
+            bar.update(lines[id(summary)], total=frame_count, completed=summary.frames, rate=rate)
+
+        summaries = work(estimator, report)
+    print_summaries(console, estimator, summaries)
+    if any(s.error or s.damage for s in summaries):
+        sys.exit(1)
+
+
+def print_start(console: Console, estimator: Estimator) -> None:
+    """One line: device, model, detector."""
+    precision = "half precision" if estimator.options.half else "float32"
+    console.print(
+        f"device {estimator.device} ({precision}), model {estimator.model.name}, "
+        f"detector {estimator.options.detector}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[Summary]) -> None:
+    """The closing table, what went wrong, and the order of the keypoints."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("input", "frames", "with people", "most people", "seconds", "frames/s", "files")
+    for s in summaries:
+        if s.error is None:
+            numbers = (
+                s.frames,
+                s.frames_with_people,
+                s.people,
+                f"{s.seconds:.1f}",
+                f"{s.frames / s.seconds:.1f}",
+            )
+            table.add_row(Text(s.name), *map(str, numbers), Text("\n".join(s.files)))
+    if table.rows:
+        console.print(table)
+    for s in summaries:
+        if s.error is not None:
+            console.print(Text.assemble(("error: ", "bold red"), s.error))
+        elif s.damage is not None:
+            console.print(Text.assemble(("damaged: ", "bold yellow"), f"{s.name}: {s.damage}"))
+    names = ", ".join(f"{i} {name}" for i, name in enumerate(estimator.keypoint_set.names))
+    console.print(f"keypoints: {names}", highlight=False)

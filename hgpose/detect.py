@@ -1,0 +1,218 @@
+"""Who is on a frame, and where: the detector protocol and its kinds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hgpose.network import Network
+from hgpose.errors import InputError
+from hgpose.geometry import CropTransform
+from hgpose.models.finder import PersonFinder
+from hgpose.types import Detections, Frame
+
+#: Two boxes that overlap by more than this are the same person.
+_SAME_PERSON_IOU = 0.6
+
+
+class Detector(Protocol):
+    """Finds people on frames.
+
+    Attributes:
+        name: as the user chose it.
+        proposes: whether its boxes are guesses, of which some may hold nobody.
+    """
+
+    name: str
+    proposes: bool
+
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
+        """The people of each frame, best score first."""
+        ...
+
+
+def iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Intersection over union of every pair: boxes ``(N, 4)`` and ``(M, 4)`` xyxy to ``(N, M)``."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    common = np.prod((high - low).clip(0), axis=-1, dtype=np.float64)
+    area_a, area_b = (np.prod(x[:, 2:] - x[:, :2], axis=-1, dtype=np.float64) for x in (a, b))
+    return np.asarray(common / np.maximum(area_a[:, None] + area_b[None] - common, 1e-9))
+
+
+def suppress(boxes: NDArray[np.floating], limit: float) -> list[int]:
+    """Non-maximum suppression: rows of ``boxes`` ``(N, 4)``, best first, that no better one overlaps."""
+    overlap = iou(boxes, boxes)
+    kept: list[int] = []
+    for i in range(len(boxes)):
+        if not (overlap[i, kept] > limit).any():
+            kept.append(i)
+    return kept
+
+
+class PersonDetector:
+    """The trained person finder.
+
+    Args:
+        network: with a card for the task ``person``.
+        threshold: boxes that score lower are left out; by default as the card says.
+    """
+
+    name = "person"
+    proposes = True
+
+    def __init__(self, network: Network, threshold: float | None = None) -> None:
+        self.network, self.card = network, network.card
+        self.threshold = self.card.threshold if threshold is None else threshold
+
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
+        """The people of each frame, best score first. Frames of one size go through the network at once."""
+        found: list[Detections | None] = [None] * len(frames)
+        by_shape: dict[Any, list[int]] = {}
+        for i, frame in enumerate(frames):
+            by_shape.setdefault(frame.image.shape, []).append(i)
+        for (h, w, _), rows in by_shape.items():
+            transform = CropTransform.letterbox((w, h), self.card.input_px, 64)
+            centres, distances = self.network([transform.warp(frames[i].image) for i in rows])
+            boxes, scores = (t.cpu().numpy() for t in PersonFinder.decode(centres, distances))
+            for i, box, score in zip(rows, boxes, scores, strict=True):
+                found[i] = self._people(
+                    box[score >= self.threshold], score[score >= self.threshold], transform, (w, h)
+                )
+        return [f for f in found if f is not None]
+
+    @staticmethod
+    def _people(
+        boxes: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        transform: CropTransform,
+        image_wh: tuple[int, int],
+    ) -> Detections:
+        corners = transform.to_image(boxes.reshape(-1, 2, 2).astype(np.float64))
+        limit = np.array(image_wh) - 0.5
+        image_boxes = corners.clip(-0.5, limit).reshape(-1, 4).astype(np.float32)
+        kept = suppress(image_boxes, _SAME_PERSON_IOU)
+        return Detections(image_boxes[kept], scores[kept].astype(np.float32))
+
+
+class WholeFrame:
+    """Takes every frame for one person who fills it."""
+
+    name = "whole-frame"
+    proposes = True
+
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
+        """One box a frame."""
+        return [
+            Detections(
+                np.array([[-0.5, -0.5, f.image.shape[1] - 0.5, f.image.shape[0] - 0.5]], np.float32),
+                np.ones(1, np.float32),
+            )
+            for f in frames
+        ]
+
+
+class GivenBoxes:
+    """The user's own boxes, from :func:`read_boxes`.
+
+    Args:
+        by_index: people of frames by their index, for videos.
+        by_name: people of frames by their name, for image sets.
+    """
+
+    name = "boxes"
+    proposes = False
+
+    def __init__(self, by_index: Mapping[int, Detections], by_name: Mapping[str, Detections]) -> None:
+        self._by_index, self._by_name = by_index, by_name
+
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
+        """The boxes given for each frame, in the order given."""
+        nobody = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+        return [
+            self._by_name.get(f.name, nobody) if f.name else self._by_index.get(f.index, nobody)
+            for f in frames
+        ]
+
+
+def read_boxes(path: Path) -> GivenBoxes:
+    """Reads boxes from a file.
+
+    Either CSV with the columns ``x1,y1,x2,y2``, optionally ``score``, and ``frame`` (0-based, for a
+    video) or ``name`` (an image's path relative to the input folder); ``hgpose``'s own CSV is one such
+    file. Or COCO-style JSON, whose images are matched by ``file_name``.
+
+    Raises:
+        InputError: missing, not such a file, or a box that is none.
+    """
+    if path.suffix.lower() == ".json":
+        rows = _coco_rows(path)
+    else:
+        rows = _csv_rows(path)
+    by_index: dict[int, list[tuple[float, ...]]] = {}
+    by_name: dict[str, list[tuple[float, ...]]] = {}
+    for where, key, (x1, y1, x2, y2, score) in rows:
+        if not (np.isfinite([x1, y1, x2, y2, score]).all() and x2 > x1 and y2 > y1):
+            raise InputError(f"{path}: {where}: not a box with x1 < x2 and y1 < y2")
+        if isinstance(key, int):
+            by_index.setdefault(key, []).append((x1, y1, x2, y2, score))
+        else:
+            by_name.setdefault(key, []).append((x1, y1, x2, y2, score))
+    if not (by_index or by_name):
+        raise InputError(f"{path}: no boxes in it")
+
+    def detections(boxes: list[tuple[float, ...]]) -> Detections:
+        table = np.array(boxes, dtype=np.float32)
+        return Detections(np.ascontiguousarray(table[:, :4]), np.ascontiguousarray(table[:, 4]))
+
+    return GivenBoxes(
+        {key: detections(boxes) for key, boxes in by_index.items()},
+        {key: detections(boxes) for key, boxes in by_name.items()},
+    )
+
+
+_Row = tuple[str, int | str, tuple[float, float, float, float, float]]
+
+
+def _csv_rows(path: Path) -> Iterator[_Row]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = set(reader.fieldnames or ())
+            if not {"x1", "y1", "x2", "y2"} <= columns or not columns & {"frame", "name"}:
+                raise InputError(f"{path}: needs the columns x1, y1, x2, y2 and either frame or name")
+            for number, row in enumerate(reader, start=2):
+                if not row["x1"]:
+                    # A frame without people, as in hgpose's own CSV.
+                    continue
+                key = row.get("name") or int(row["frame"])
+                x1, y1, x2, y2 = (float(row[c]) for c in ("x1", "y1", "x2", "y2"))
+                yield f"line {number}", key, (x1, y1, x2, y2, float(row.get("score") or 1))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file of boxes") from None
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read as CSV with boxes ({error})") from error
+
+
+def _coco_rows(path: Path) -> Iterator[_Row]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        names = {image["id"]: image["file_name"] for image in document["images"]}
+        for annotation in document["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            score = float(annotation.get("score", 1))
+            yield (
+                f"annotation {annotation.get('id')}",
+                names[annotation["image_id"]],
+                (x, y, x + w, y + h, score),
+            )
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file of boxes") from None
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read as COCO JSON with boxes ({error!r})") from error

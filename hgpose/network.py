@@ -1,0 +1,49 @@
+"""A trained network on a device, in its precision. The only place of inference that moves data there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hgpose.models.hourglass import fold_batch_norms
+from hgpose.weights import Card
+
+
+class Network:
+    """A trained network on a device, in its precision, fed with 8-bit images.
+
+    Args:
+        model: in evaluation mode; it is changed (folded, moved) and must not be used elsewhere.
+        card: what it expects.
+        device: where it runs.
+        half: float16 on a GPU, bfloat16 on a CPU, for the network's inside; results stay float32.
+    """
+
+    def __init__(self, model: nn.Module, card: Card, device: torch.device, half: bool) -> None:
+        fold_batch_norms(model)
+        self.card, self.device, self.half = card, device, half
+        self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        std = torch.tensor(card.std, device=device).view(1, 3, 1, 1)
+        mean = torch.tensor(card.mean, device=device).view(1, 3, 1, 1)
+        self._gain, self._bias = 1 / (255 * std), -mean / std
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
+        return torch.autocast(self.device.type, dtype, enabled=self.half)
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Any:
+        """The network's raw output, on the device, of N images ``(S, S, 3)`` uint8 RGB."""
+        batch = torch.from_numpy(np.stack(images))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        # An (N, S, S, 3) array seen as (N, 3, S, S) already lies in channels_last order.
+        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        with torch.inference_mode(), self._precision():
+            return self._model(pixels * self._gain + self._bias)

@@ -1,0 +1,287 @@
+"""Frames of a video file, of a stream on standard input, or of a stream from the network."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+from urllib.parse import urlsplit
+
+import av
+import cv2
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer
+from numpy.typing import NDArray
+
+from hgpose.errors import InputError, OptionsError
+from hgpose.types import Frame, SourceInfo
+
+#: What ffmpeg may open while it reads a source of each scheme: the scheme itself and what it is
+#: made of, never a file. A local file comes through Python's own file object, so it needs nothing.
+_PROTOCOLS = {
+    "http": "http,https,httpproxy,tcp,tls",
+    "https": "https,http,httpproxy,tcp,tls",
+    "rtsp": "rtsp,rtp,udp,tcp",
+    "rtsps": "rtsps,rtsp,rtp,udp,tcp,tls",
+}
+_URL = re.compile(rf"({'|'.join(_PROTOCOLS)})://", re.IGNORECASE)
+_NETWORK_TIMEOUT_S = 10.0
+#: A container's declared duration is trusted no closer than this.
+_DURATION_SLACK_S = 0.5
+_FALLBACK_FPS = Fraction(25)
+
+
+@dataclass(frozen=True)
+class _Display:
+    """From a stored frame to the picture a player shows: first scaled, then transposed, then flipped."""
+
+    size_wh: tuple[int, int]
+    transpose: bool
+    flip_x: bool
+    flip_y: bool
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame, pixel_aspect: Fraction) -> _Display:
+        # The longer side grows, so that no detail is lost.
+        width, height = Fraction(frame.width), Fraction(frame.height)
+        if pixel_aspect > 1:
+            width *= pixel_aspect
+        else:
+            height /= pixel_aspect
+        # The library's stub knows motion vectors only.
+        attached = cast(SideDataContainer, frame.side_data)
+        turn = next((bytes(data) for data in attached if data.type.name == "DISPLAYMATRIX"), None)
+        # Native int32 (a, b, u, c, d, v, x, y, w): stored (p, q) is shown at (a p + c q, b p + d q).
+        a, b, _, c, d = struct.unpack_from("=5i", turn) if turn else (1, 0, 0, 0, 1)
+        transpose = abs(b) > abs(a)
+        along_x, along_y = (c, b) if transpose else (a, d)
+        return cls((round(width), round(height)), transpose, along_x < 0, along_y < 0)
+
+    @property
+    def shown_wh(self) -> tuple[int, int]:
+        width, height = self.size_wh
+        return (height, width) if self.transpose else (width, height)
+
+    def picture(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """``(H, W, 3)`` uint8 RGB, H and W those of ``shown_wh``."""
+        width, height = self.size_wh
+        # One thread: spreading a conversion of a millisecond over several costs more than it gains.
+        scaled = frame.reformat(width, height, format="rgb24", threads=1)
+        image: NDArray[Any] = scaled.to_ndarray()
+        if self.transpose:
+            image = cv2.transpose(image)
+        if self.flip_x or self.flip_y:
+            # OpenCV's codes: 0 around the x axis, 1 around the y axis, -1 around both.
+            image = cv2.flip(image, -1 if self.flip_x and self.flip_y else int(self.flip_x))
+        return np.asarray(image, dtype=np.uint8)
+
+
+class VideoSource:
+    """A video as a player shows it: turned by its rotation metadata, with square pixels.
+
+    The frame rate is the container's, exact; each frame has the container's own timestamp. A frame
+    without one, or with one before its predecessor's, comes 1 / fps after its predecessor. If the
+    picture size changes on the way, later frames are scaled to the first one's.
+
+    Skipped frames are decoded all the same, so ``Frame.index`` always counts from the first frame of
+    the video; containers do not tell reliably how many frames lie before a place to seek to.
+
+    Args:
+        location: a file, ``"-"`` for standard input, or an http, https, rtsp or rtsps URL. A
+            :class:`~pathlib.Path` is always a file.
+        start_s: the first frame to yield, seconds after the first frame's timestamp.
+        end_s: the end, seconds after the first frame's timestamp, itself excluded; ``None``: all.
+        every: yields each ``every``-th frame from the first one yielded on.
+        live: hands out each frame as soon as it arrives, at the price of decoding speed.
+
+    Raises:
+        OptionsError: the range is empty or ``every`` is not positive.
+    """
+
+    def __init__(
+        self,
+        location: str | Path,
+        *,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        every: int = 1,
+        live: bool = False,
+    ) -> None:
+        if every < 1:
+            raise OptionsError(f"every: must be 1 or more, got {every}")
+        if not start_s >= 0 or (end_s is not None and not end_s > start_s):
+            raise OptionsError(f"start and end: need 0 <= start < end, got {start_s} and {end_s}")
+        self._location = location
+        self._start_s, self._end_s, self._every, self._live = start_s, end_s, every, live
+        self._resources = ExitStack()
+        self._frames: Iterator[Frame] | None = None
+        self._info: SourceInfo | None = None
+        self._problems: Counter[str] = Counter()
+
+    @property
+    def info(self) -> SourceInfo:
+        """Known once the source is entered."""
+        if self._info is None:
+            raise RuntimeError("a source must be entered (with ...) before it is used")
+        return self._info
+
+    @property
+    def damage(self) -> str | None:
+        """After iterating: why frames may be missing, or ``None``."""
+        return (
+            "; ".join(f"{what} ({n} times)" if n > 1 else what for what, n in self._problems.items()) or None
+        )
+
+    def __enter__(self) -> Self:
+        """Opens the video and decodes its first frame.
+
+        Raises:
+            InputError: it is missing, unreadable, no video, or holds no frame that can be decoded.
+        """
+        with ExitStack() as resources:
+            container, name, path = self._open(resources)
+            stream = container.streams.best("video")
+            # Cover art of a sound file is a video stream to ffmpeg.
+            if (
+                not isinstance(stream, av.VideoStream)
+                or stream.disposition & av.stream.Disposition.attached_pic
+            ):
+                raise InputError(f"{name}: has no pictures (sound only?); give a video")
+            if stream.codec_context is None:
+                raise InputError(f"{name}: its codec is unknown; convert it, for example to H.264")
+            # Frame threads are faster but hold back one frame each.
+            stream.thread_type = "SLICE" if self._live else "AUTO"
+            decoded = self._decode(container, stream)
+            resources.callback(decoded.close)
+            first = next(decoded, None)
+            if first is None:
+                why = self.damage or "it is empty"
+                raise InputError(
+                    f"{name}: not one frame can be decoded: {why}; check that it plays in a player"
+                )
+            aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
+            display = _Display.of(first, aspect)
+            fps = stream.average_rate or stream.guessed_rate or _FALLBACK_FPS
+            # AVI has no presentation times; ffmpeg's guess is out of order where there are B-frames.
+            timed = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
+            frames = self._select(chain([first], decoded), display, fps, timed)
+            resources.callback(frames.close)
+            self._info = SourceInfo(
+                name, *display.shown_wh, fps, stream.frames or None, stream.time_base, path
+            )
+            self._frames = frames
+            self._resources = resources.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the video."""
+        self._frames = None
+        self._resources.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Goes on where an earlier iteration stopped."""
+        if self._frames is None:
+            raise RuntimeError("a source must be entered (with ...) before it is used")
+        return self._frames
+
+    def _open(self, resources: ExitStack) -> tuple[InputContainer, str, Path | None]:
+        location = self._location
+        url = _URL.match(location) if isinstance(location, str) else None
+        try:
+            if url and isinstance(location, str):
+                parts = urlsplit(location)
+                # Neither password nor query belongs in results and messages.
+                name, path = f"{parts.hostname}{parts.path}", None
+                options = {"protocol_whitelist": _PROTOCOLS[url[1].lower()], "rtsp_flags": "prefer_tcp"}
+                if self._live:
+                    options |= {"fflags": "nobuffer", "analyzeduration": "1000000"}
+                container = av.open(
+                    location, "r", options=options, timeout=_NETWORK_TIMEOUT_S, metadata_errors="replace"
+                )
+            else:
+                stdin = location == "-"
+                name, path = ("stdin", None) if stdin else (Path(location).name, Path(location))
+                # Unbuffered, so that a live stream on standard input is not held back.
+                file = resources.enter_context(
+                    io.FileIO(0, closefd=False) if path is None else io.FileIO(str(path))
+                )
+                # Being a file object, its name is never taken for a protocol or a pattern, and a
+                # playlist finds no protocol to open other files with.
+                container = av.open(
+                    file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace"
+                )
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise InputError(_why_not(str(location) if path else name, error)) from error
+        return resources.enter_context(container), name, path
+
+    def _decode(self, container: InputContainer, stream: av.VideoStream) -> Generator[av.VideoFrame]:
+        """All frames that can be decoded, in display order; notes what goes wrong."""
+        last_dts: int | None = None
+        reached_s = 0.0
+        try:
+            # All streams are read, as only together they tell where the file ends.
+            for packet in container.demux():
+                if packet.dts is not None:
+                    reached_s = max(
+                        reached_s, float((packet.dts + (packet.duration or 0)) * packet.time_base)
+                    )
+                if packet.stream.index != stream.index:
+                    continue
+                last_dts = packet.dts if packet.dts is not None else last_dts
+                try:
+                    frames = stream.decode(packet)
+                except av.FFmpegError:
+                    self._problems["a frame cannot be decoded"] += 1
+                    continue
+                if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+                    self._problems["a frame is damaged"] += 1
+                yield from frames
+        except (av.FFmpegError, OSError) as error:
+            self._problems[f"reading failed: {error.strerror or error}"] += 1
+        entries = len(stream.index_entries)
+        indexed = stream.index_entries[entries - 1].timestamp if entries else None
+        missing_s = ((container.start_time or 0) + (container.duration or 0)) / av.time_base - reached_s
+        if (
+            indexed is not None and last_dts is not None and indexed > last_dts
+        ) or missing_s > _DURATION_SLACK_S:
+            self._problems["cut short: it ends before the end that it declares"] += 1
+
+    def _select(
+        self, decoded: Iterable[av.VideoFrame], display: _Display, fps: Fraction, timed: bool
+    ) -> Generator[Frame]:
+        """The asked-for frames, as pictures with index and time."""
+        first_time: Fraction | None = None
+        time: Fraction | None = None
+        yielded_from: int | None = None
+        for index, frame in enumerate(decoded):
+            due = Fraction(0) if time is None else time + 1 / fps
+            stamp = due
+            if timed and frame.pts is not None and frame.time_base is not None:
+                stamp = frame.pts * frame.time_base
+            time = due if time is not None and stamp < time else stamp
+            first_time = time if first_time is None else first_time
+            since_first_s = float(time - first_time)
+            if self._end_s is not None and since_first_s >= self._end_s:
+                return
+            if since_first_s < self._start_s:
+                continue
+            yielded_from = index if yielded_from is None else yielded_from
+            if (index - yielded_from) % self._every == 0:
+                yield Frame(display.picture(frame), index, float(time))
+
+
+def _why_not(location: str, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    return f"{location}: cannot be opened as a video ({reason}); check the name and that it plays in a player"

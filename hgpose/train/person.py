@@ -1,0 +1,218 @@
+"""The person task: varied views of whole images, centre and box targets, and average precision.
+
+Targets are those of "Training-Time-Friendly Network" (Liu et al. 2020, arXiv:1909.00700, section 4):
+a Gaussian as wide as the person, whose every cell learns the box; it converges in a fraction of
+the steps that centre points alone need.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from hgpose.detect import PersonDetector
+from hgpose.network import Network
+from hgpose.geometry import HEATMAP_STRIDE_PX, CropTransform, crop_to_heatmap, heatmap_to_crop
+from hgpose.models import build_model
+from hgpose.options import TrainOptions
+from hgpose.train.augment import Augmentation, random_fill, random_look
+from hgpose.train.cache import ImageCache, Window, build_cache
+from hgpose.train.datasets import BoxSet
+from hgpose.train.evaluate import predict_boxes
+from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hgpose.train.metrics import box_ap
+from hgpose.weights import Card
+
+#: Standard deviation of a centre's Gaussian as a share of the box (paper section 4.2, alpha / 6).
+_CENTRE_SPREAD = 0.54 / 6
+#: A person of whom less than this share is left in the view is neither wanted nor wrong.
+_LEAST_VISIBLE = 0.35
+#: Nor is one smaller than this, input px.
+_LEAST_HEIGHT_PX = 10.0
+
+
+class PersonDataset(Dataset[dict[str, Any]]):
+    """Random views of images with person boxes. Items depend on seed, epoch and index alone.
+
+    Each item has, with h and w a quarter of the size: ``image`` ``(3, S, S)`` uint8 RGB; ``centres``
+    ``(h, w)`` float32 in [0, 1]; ``known`` ``(h, w)`` float32, 0 where a person is too small or cut;
+    ``boxes`` ``(4, h, w)`` float32 xyxy input px of the person a cell belongs to; ``shares``
+    ``(h, w)`` float32, the cell's share in learning that box.
+    """
+
+    def __init__(self, boxes: BoxSet, cache: ImageCache, size_px: int, aug: Augmentation, seed: int) -> None:
+        self.boxes, self.cache, self.size_px, self.aug, self.seed = boxes, cache, size_px, aug, seed
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, i = key
+        rng = np.random.default_rng((self.seed, epoch, i))
+        image = self.cache.image(i)
+        transform = self._random_view(image, rng)
+        view = transform.warp(image, onto=random_fill(self.size_px, rng))
+        boxes = self.boxes.boxes[i]
+        # All four corners, for a view that is turned.
+        corners = self.cache.to_window(i, boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]])
+        corners = transform.to_crop(corners)
+        low, high = corners.min(1), corners.max(1)
+        targets = box_targets(np.concatenate([low, high], axis=1), self.boxes.crowd[i], self.size_px)
+        view = random_look(view, self.aug, rng)
+        image_tensor = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
+        return {"image": image_tensor} | {key: torch.from_numpy(value) for key, value in targets.items()}
+
+    def _random_view(self, image: NDArray[np.uint8], rng: np.random.Generator) -> CropTransform:
+        h, w = image.shape[:2]
+        # From far (the image fills 60 % of the view) to near (45 % of the image fills the view).
+        width = max(h, w) * float(np.exp(rng.uniform(np.log(0.45), np.log(1.65))))
+        slack = abs(max(h, w) - width) / 2
+        center = (np.array([w, h]) - 1) / 2 + rng.uniform(-slack, slack, 2)
+        return CropTransform(
+            (float(center[0]), float(center[1])),
+            width,
+            (self.size_px, self.size_px),
+            rotation_deg=float(np.clip(rng.normal(0, 4), -10, 10)),
+            mirror=bool(rng.random() < self.aug.mirror),
+            # Frames come in every aspect, the training images were squeezed to squares.
+            stretch=float(np.exp(np.clip(rng.normal(0, 0.2), -0.5, 0.5))),
+        )
+
+
+def box_targets(
+    boxes: NDArray[np.floating], crowd: NDArray[np.bool_], size_px: int
+) -> dict[str, NDArray[np.float32]]:
+    """Training targets for boxes ``(n, 4)`` xyxy input px, which may leave the view; see :class:`PersonDataset`."""
+    n = size_px // HEATMAP_STRIDE_PX
+    cells = np.arange(n, dtype=np.float32)
+    centres, known = np.zeros((n, n), np.float32), np.ones((n, n), np.float32)
+    shares, target = np.zeros((n, n), np.float32), np.zeros((4, n, n), np.float32)
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    clipped = boxes.clip(-0.5, size_px - 0.5)
+    visible = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1)
+    # Small people last: where two overlap, the smaller one's cells are its own.
+    for i in np.argsort(-visible):
+        x1, y1, x2, y2 = clipped[i]
+        w, h = (x2 - x1) / HEATMAP_STRIDE_PX, (y2 - y1) / HEATMAP_STRIDE_PX
+        if visible[i] <= 0:
+            continue
+        x, y = crop_to_heatmap(np.array([(x1 + x2) / 2, (y1 + y2) / 2]))
+        small = (y2 - y1) < _LEAST_HEIGHT_PX
+        if crowd[i] or small or visible[i] < _LEAST_VISIBLE * area[i]:
+            inside = (abs(cells - y) <= h / 2)[:, None] & (abs(cells - x) <= w / 2)[None]
+            known[inside] = 0
+            continue
+        sx, sy = max(_CENTRE_SPREAD * w, 0.4), max(_CENTRE_SPREAD * h, 0.4)
+        # The cell nearest to the centre is exactly 1, as the focal loss wants it.
+        gx = np.exp(-((cells - round(x.clip(0, n - 1))) ** 2) / (2 * sx**2))
+        gy = np.exp(-((cells - round(y.clip(0, n - 1))) ** 2) / (2 * sy**2))
+        gauss = gy[:, None] * gx[None]
+        own = gauss > 0.01
+        np.maximum(centres, gauss, out=centres)
+        known[own] = 1
+        # Paper section 4.3: a person counts with the logarithm of its area, spread over its cells.
+        shares[own] = (gauss / gauss.sum() * np.log(max(w * h, 2.0)))[own]
+        target[:, own] = np.array([x1, y1, x2, y2], np.float32)[:, None]
+    return {"centres": centres, "known": known, "boxes": target, "shares": shares}
+
+
+def centre_loss(raw: Tensor, centres: Tensor, known: Tensor) -> Tensor:
+    """Penalty-reduced focal loss of "Objects as Points", equation 1, per person; all ``(N, h, w)``."""
+    p = raw.sigmoid()
+    positive = (centres == 1).float()
+    hit = positive * (1 - p) ** 2 * F.logsigmoid(raw)
+    miss = (1 - positive) * (1 - centres) ** 4 * p**2 * F.logsigmoid(-raw) * known
+    return -(hit + miss).sum() / positive.sum().clamp_min(1)
+
+
+def box_loss(distances: Tensor, boxes: Tensor, shares: Tensor) -> Tensor:
+    """Generalised IoU loss (Rezatofighi et al. 2019) of every cell that belongs to a person.
+
+    Args:
+        distances: ``(N, 4, h, w)`` input px, from the network.
+        boxes: ``(N, 4, h, w)`` xyxy input px.
+        shares: ``(N, h, w)`` weights.
+    """
+    h, w = distances.shape[-2:]
+    y, x = (
+        heatmap_to_crop(torch.arange(size, device=distances.device).view(shape))  # type: ignore[arg-type]
+        for size, shape in ((h, (1, h, 1)), (w, (1, 1, w)))
+    )
+    ax1, ay1, ax2, ay2 = x - distances[:, 0], y - distances[:, 1], x + distances[:, 2], y + distances[:, 3]
+    bx1, by1, bx2, by2 = boxes.unbind(1)
+    common_w = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_min(0)
+    common_h = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_min(0)
+    common = common_w * common_h
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
+    hull = (torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)) * (
+        torch.maximum(ay2, by2) - torch.minimum(ay1, by1)
+    )
+    giou = common / union.clamp_min(1e-6) - (hull - union) / hull.clamp_min(1e-6)
+    return ((1 - giou) * shares).sum() / shares.sum().clamp_min(1e-6)
+
+
+class PersonTask:
+    """Trains a :class:`PersonFinder`.
+
+    Args:
+        boxes: to train on.
+        validation: to choose the best weights on.
+        architecture: ``width``.
+        options: of the training.
+        cache: folder for decoded images.
+        description: ``data``, ``licence`` and ``training`` of the model card.
+    """
+
+    name = "person"
+
+    def __init__(
+        self,
+        boxes: BoxSet,
+        validation: BoxSet,
+        architecture: dict[str, int],
+        options: TrainOptions,
+        cache: Path,
+        description: dict[str, Any],
+    ) -> None:
+        self._card = Card(
+            name="person",
+            task=self.name,
+            architecture={"kind": "person_finder", **architecture},
+            input_px=options.size_px,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            threshold=0.3,
+            **description,
+        )
+        self.validation = validation
+        windows = [Window(file, None, 2 * options.size_px) for file in boxes.files]
+        self.dataset = PersonDataset(
+            boxes, build_cache(windows, cache), options.size_px, Augmentation(cut_out=0.15), options.seed
+        )
+
+    def build(self) -> nn.Module:
+        """A freshly initialised network."""
+        return build_model(self._card.architecture)
+
+    def card(self) -> Card:
+        """The card of the weights, without checksum and scores."""
+        return self._card
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Centre loss plus box loss, weighted 1 to 2."""
+        centres, distances = model(normalise(batch["image"], self._card))
+        found = centre_loss(centres, batch["centres"], batch["known"])
+        return found + 2 * box_loss(distances, batch["boxes"], batch["shares"])
+
+    def validate(self, model: nn.Module, device: torch.device, half: bool) -> dict[str, float]:
+        """AP50 on the validation set, percent; people shorter than a tenth of the image do not count."""
+        detector = PersonDetector(Network(model, self._card, device, half), threshold=0.02)
+        found = predict_boxes(detector, self.validation)
+        return {"AP50": 100 * box_ap(self.validation, found, min_height=0.1).ap50}
