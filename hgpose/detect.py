@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hgpose.network import Network
 from hgpose.errors import InputError
 from hgpose.geometry import CropTransform
 from hgpose.models.finder import PersonFinder
+from hgpose.network import Network
 from hgpose.types import Detections, Frame
 
 #: Two boxes that overlap by more than this are the same person.
@@ -151,10 +151,7 @@ def read_boxes(path: Path) -> GivenBoxes:
     Raises:
         InputError: missing, not such a file, or a box that is none.
     """
-    if path.suffix.lower() == ".json":
-        rows = _coco_rows(path)
-    else:
-        rows = _csv_rows(path)
+    rows = _coco_rows(path) if path.suffix.lower() == ".json" else _csv_rows(path)
     by_index: dict[int, list[tuple[float, ...]]] = {}
     by_name: dict[str, list[tuple[float, ...]]] = {}
     for where, key, (x1, y1, x2, y2, score) in rows:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hgpose.process import Report
 
 _E, _V, _S = EstimatorOptions(), VideoOptions(), Style()
+SAVE = ",".join(_V.save)
 
 Inputs = Annotated[list[str], typer.Argument(help="What to read.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)]
@@ -55,7 +56,7 @@ def video(
         list[str], typer.Argument(help="Files, globs, - for stdin, http or rtsp URLs.", show_default=False)
     ],
     out: Out,
-    save: Save = ",".join(_V.save),
+    save: Save = SAVE,
     start: Annotated[
         float, typer.Option("--start", help="Seconds to leave out at the beginning.")
     ] = _V.start_s,
@@ -82,8 +83,8 @@ def video(
 ) -> None:
     """Find the people in videos: an overlay, a CSV and a JSON for each."""
     how = EstimatorOptions(
-        weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test, batch=batch,
-        device=device, half=half, heatmaps=heatmaps,
+        weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test,
+        batch=batch, device=device, half=half, heatmaps=heatmaps,
     )  # fmt: skip
     what = VideoOptions(
         save=tuple(save.split(",")), start_s=start, end_s=end, every=every, detect_every=detect_every,
@@ -98,7 +99,7 @@ def video(
 def images(
     inputs: Annotated[list[str], typer.Argument(help="Folders, files, globs.", show_default=False)],
     out: Out,
-    save: Save = ",".join(_V.save),
+    save: Save = SAVE,
     person: Person = _E.person,
     max_people: MaxPeople = None,
     detector: DetectorName = _E.detector,
@@ -117,8 +118,8 @@ def images(
 ) -> None:
     """Find the people on images: an overlay each, one keypoints.csv and keypoints.json for all."""
     how = EstimatorOptions(
-        weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test, batch=batch,
-        device=device, half=half, heatmaps=heatmaps,
+        weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test,
+        batch=batch, device=device, half=half, heatmaps=heatmaps,
     )  # fmt: skip
     what = VideoOptions(
         save=tuple(save.split(",")),
@@ -133,7 +134,7 @@ def images(
 def _process(how: EstimatorOptions, work: Callable[[Estimator, Report], Sequence[Summary]]) -> None:
     """Loads the networks, does the work under a progress bar, prints the table; exit 1 if anything failed."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from hgpose.estimate import load_estimator
 
@@ -148,7 +149,7 @@ def _process(how: EstimatorOptions, work: Callable[[Estimator, Report], Sequence
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        lines: dict[int, int] = {}
+        lines: dict[int, TaskID] = {}
 
         def report(summary: Summary, frame_count: int | None) -> None:
             if id(summary) not in lines:
@@ -179,7 +180,7 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("input", "frames", "with people", "most people", "seconds", "frames/s", "files")
+    table = Table("input", "frames", "with people", "most people", "seconds", "frames/s")
     for s in summaries:
         if s.error is None:
             numbers = (
@@ -189,13 +190,15 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
                 f"{s.seconds:.1f}",
                 f"{s.frames / s.seconds:.1f}",
             )
-            table.add_row(Text(s.name), *map(str, numbers), Text("\n".join(s.files)))
+            table.add_row(Text(s.name), *map(str, numbers))
     if table.rows:
         console.print(table)
+    for file in (file for s in summaries for file in s.files):
+        console.print(Text(f"wrote {file}"), soft_wrap=True)
     for s in summaries:
         if s.error is not None:
             console.print(Text.assemble(("error: ", "bold red"), s.error))
         elif s.damage is not None:
             console.print(Text.assemble(("damaged: ", "bold yellow"), f"{s.name}: {s.damage}"))
     names = ", ".join(f"{i} {name}" for i, name in enumerate(estimator.keypoint_set.names))
-    console.print(f"keypoints: {names}", highlight=False)
+    console.print(f"keypoints: {names}", highlight=False, soft_wrap=True)

@@ -90,23 +90,24 @@ def train_pose(
 ) -> None:
     """Train the stacked hourglass on people with keypoints."""
     options = TrainOptions(
-        out=out, size_px=size, batch=batch, epochs=epochs, minutes=minutes, learning_rate=lr, decay=decay, seed=seed,
-        resume=resume, init=init, device=device, half=half, workers=workers,
+        out=out, size_px=size, batch=batch, epochs=epochs, minutes=minutes, learning_rate=lr, decay=decay,
+        seed=seed, resume=resume, init=init, device=device, half=half, workers=workers,
     )  # fmt: skip
     from hgpose.keypoints import keypoint_set
-    from hgpose.train.datasets import concatenate, load_box_set, load_pose_set
+    from hgpose.train.archives import load_people
+    from hgpose.train.datasets import concatenate, load_box_set
     from hgpose.train.pose import PoseTask
 
     wanted = keypoint_set(keypoints)
     folders = images or []
-    people = concatenate([load_pose_set(path, folders, wanted) for path in annotations])
+    people = concatenate([load_people(path, folders, wanted) for path in annotations])
     empty_files: list[Path] = []
     if empty is not None:
         scenes = load_box_set(empty, folders)
         empty_files = [file for file, boxes in zip(scenes.files, scenes.boxes, strict=True) if not len(boxes)]
     task = PoseTask(
         people,
-        load_pose_set(val, folders, wanted),
+        load_people(val, folders, wanted),
         empty_files,
         wanted,
         {"stacks": stacks, "width": width},
@@ -141,8 +142,8 @@ def train_person(
 ) -> None:
     """Train the person finder on boxes."""
     options = TrainOptions(
-        out=out, size_px=size, batch=batch, epochs=epochs, minutes=minutes, learning_rate=lr, decay=decay, seed=seed,
-        resume=resume, init=init, device=device, half=half, workers=workers,
+        out=out, size_px=size, batch=batch, epochs=epochs, minutes=minutes, learning_rate=lr, decay=decay,
+        seed=seed, resume=resume, init=init, device=device, half=half, workers=workers,
     )  # fmt: skip
     from hgpose.train.datasets import load_box_set
     from hgpose.train.person import PersonTask

@@ -33,10 +33,10 @@ class PersonFinder(nn.Module):
         self.hourglass = StackedHourglass(outputs=5, stacks=1, width=width, depth=depth)
         self.stride_px = self.hourglass.stride_px
         # A cell is hardly ever a centre: begin there (Lin et al. 2017, "Focal Loss", section 3.3).
-        score = self.hourglass.heads[0].score
-        nn.init.zeros_(score.bias)
+        bias = self.hourglass.get_parameter("heads.0.score.bias")
         with torch.no_grad():
-            score.bias[0] = -math.log(99)
+            bias.zero_()
+            bias[0] = -math.log(99)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Raw centre scores and distances.

@@ -30,10 +30,11 @@ class Residual(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.relu(self.bn1(x), inplace=True))
+        y: Tensor = self.conv1(F.relu(self.bn1(x), inplace=True))
         y = self.conv2(F.relu(self.bn2(y), inplace=True))
         y = self.conv3(F.relu(self.bn3(y), inplace=True))
-        return y + self.skip(x)
+        y = y + self.skip(x)
+        return y
 
 
 class Hourglass(nn.Module):
@@ -53,7 +54,8 @@ class Hourglass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         low = self.up(self.inner(self.down(F.max_pool2d(x, 2))))
-        return self.branch(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
+        y: Tensor = self.branch(x)
+        return y + F.interpolate(low, scale_factor=2.0, mode="nearest")
 
 
 class Stem(nn.Module):
@@ -74,7 +76,8 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.conv(x)), inplace=True)
         x = F.max_pool2d(self.residual1(x), 2)
-        return self.residual3(self.residual2(x))
+        y: Tensor = self.residual3(self.residual2(x))
+        return y
 
 
 class Head(nn.Module):
@@ -105,7 +108,8 @@ class Merge(nn.Module):
         self.score = nn.Conv2d(outputs, width, 1)
 
     def forward(self, x: Tensor, feature: Tensor, score: Tensor) -> Tensor:
-        return x + self.feature(feature) + self.score(score)
+        y: Tensor = x + self.feature(feature) + self.score(score)
+        return y
 
 
 def fold_batch_norms(model: nn.Module) -> None:

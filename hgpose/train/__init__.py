@@ -1,0 +1,1 @@
+"""Training and evaluation: annotated sets, augmentation, tasks, the loop and the scores."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from hgpose.atomic import atomic_path, output_errors
+from hgpose.errors import InputError
 from hgpose.sources.images import read_image
 
 
@@ -62,35 +63,38 @@ def build_cache(windows: Sequence[Window], folder: Path) -> ImageCache:
     """Decodes the windows into ``folder`` unless they are there from an earlier run.
 
     Raises:
-        InputError: an image cannot be read.
+        InputError: an image is missing or cannot be read.
+        OutputError: the folder cannot be written to, or the disk is full.
     """
     key = hashlib.sha1()
     for window in windows:
-        stat = window.file.stat()
+        try:
+            stat = window.file.stat()
+        except OSError as error:
+            raise InputError(
+                f"{window.file}: cannot be read ({error.strerror}); check or replace it"
+            ) from error
         key.update(
             repr(
                 (str(window.file), window.box_xyxy, window.longest_px, stat.st_size, stat.st_mtime_ns)
             ).encode()
         )
-    folder.mkdir(parents=True, exist_ok=True)
     pixels, index = (folder / f"{key.hexdigest()[:16]}.{kind}" for kind in ("bin", "npy"))
-    if not index.exists():
+    if not (pixels.exists() and index.exists()):
         rows, start = [], 0
-        partial = pixels.with_suffix(f".partial{os.getpid()}")
-        with partial.open("wb") as out:
+        with atomic_path(pixels, overwrite=True) as partial, partial.open("wb") as out:
             previous: tuple[Path, NDArray[np.uint8]] | None = None
             for window in windows:
                 if previous is None or previous[0] != window.file:
                     previous = (window.file, read_image(window.file))
                 part, origin, ratio = _cut(previous[1], window)
-                out.write(part.tobytes())
+                with output_errors(pixels):
+                    out.write(part.tobytes())
                 rows.append((start, *part.shape[:2], *origin, *ratio))
                 start += part.size
-        os.replace(partial, pixels)
-        partial = index.with_name(index.name + f".partial{os.getpid()}")
-        with partial.open("wb") as out:
-            np.save(out, np.array(rows, dtype=np.float64))
-        os.replace(partial, index)
+        # The index last: where it stands, the pixels are whole.
+        with atomic_path(index, overwrite=True) as partial, partial.open("wb") as out, output_errors(index):
+            np.save(out, np.array(rows, dtype=np.float64).reshape(-1, 7))
     return ImageCache(pixels, np.load(index))
 
 

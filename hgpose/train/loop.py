@@ -43,7 +43,11 @@ class Task(Protocol):
     """What is trained: samples, network, loss and the number that tells good from better."""
 
     name: str
-    dataset: Dataset[dict[str, Any]]
+
+    @property
+    def dataset(self) -> Dataset[dict[str, Any]]:
+        """Items are asked for by (epoch, index) and depend on these and the seed alone."""
+        ...
 
     def build(self) -> nn.Module:
         """A freshly initialised network."""
@@ -97,7 +101,8 @@ def _start_worker(_: int) -> None:
 
 def _optimizers(model: nn.Module, options: TrainOptions) -> list[Optimizer]:
     """Muon for the kernels inside the network, AdamW for first and last layers, biases and norms."""
-    kernels, others = [], []
+    kernels: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         inner = p.ndim == 4 and "score" not in name and not name.endswith("stem.conv.weight")
         (kernels if inner else others).append(p)

@@ -1,11 +1,14 @@
-"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024).
+
+kellerjordan.github.io/posts/muon
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 # Coefficients of the quintic Newton-Schulz iteration given in the reference, section "The design".
@@ -14,7 +17,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix of ``(rows, columns)``, roughly: singular values near 1."""
-    x = matrix / (matrix.norm() + 1e-7)
+    x: Tensor = matrix / (matrix.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from hgpose.detect import PersonDetector
-from hgpose.network import Network
 from hgpose.geometry import HEATMAP_STRIDE_PX, CropTransform, crop_to_heatmap, heatmap_to_crop
 from hgpose.models import build_model
+from hgpose.network import Network
 from hgpose.options import TrainOptions
 from hgpose.train.augment import Augmentation, random_fill, random_look
 from hgpose.train.cache import ImageCache, Window, build_cache

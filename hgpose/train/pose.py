@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hgpose import heatmaps
-from hgpose.geometry import CropTransform, crop_to_heatmap
 from hgpose.estimate import CropEstimator
-from hgpose.network import Network
+from hgpose.geometry import CropTransform, crop_to_heatmap
 from hgpose.keypoints import KeypointSet
 from hgpose.models import build_model
+from hgpose.network import Network
 from hgpose.options import TrainOptions
 from hgpose.train.augment import Augmentation, random_crop, random_fill, random_look
 from hgpose.train.cache import ImageCache, Window, build_cache

@@ -1,0 +1,145 @@
+"""``hgpose eval pose`` and ``hgpose eval person``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+eval_app = typer.Typer(help="Score a model, or a keypoints file, on an annotated set.", no_args_is_help=True)
+
+Annotations = Annotated[
+    Path, typer.Argument(help="COCO-style JSON, LSP joints.mat or MPII annotations.", show_default=False)
+]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--images", help="Folder of the images; repeat for several.", show_default=False),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
+Half = Annotated[bool, typer.Option("--half", help="Half precision inside the network.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
+
+
+@eval_app.command("pose")
+def eval_pose(
+    annotations: Annotations,
+    images: Images = None,
+    weights: Annotated[str, typer.Option("--weights", help="A name or a .safetensors file.")] = "pose-body19",
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results",
+            help="Score this file instead: hgpose JSON or CSV, or COCO results.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Part of an archive: train or test.")] = None,
+    whole_image: Annotated[
+        bool, typer.Option("--whole-image", help="Look at the whole image instead of the annotated box.")
+    ] = False,
+    flip_test: Annotated[
+        bool, typer.Option("--flip-test/--no-flip-test", help="Average with the mirrored crop.")
+    ] = True,
+    device: Device = "auto",
+    half: Half = False,
+    worst: Annotated[
+        tuple[int, Path] | None,
+        typer.Option(
+            "--worst", help="Write the overlays of the N worst people to a folder.", metavar="N DIR"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Score keypoints: PCK@0.2, PCKh@0.5, OKS AP, and how well scores tell right from wrong."""
+    from hgpose.device import choose_device
+    from hgpose.estimate import CropEstimator
+    from hgpose.keypoints import keypoint_set
+    from hgpose.network import Network
+    from hgpose.train.archives import load_people
+    from hgpose.train.datasets import keep_joints
+    from hgpose.train.evaluate import pose_scores, predict_keypoints, write_worst
+    from hgpose.train.results import load_results, match_people
+    from hgpose.weights import load_weights
+
+    model, card = load_weights(weights, "pose")
+    keypoints = keypoint_set(card.keypoint_set)
+    people = load_people(annotations, images or [], keypoints, split)
+    found = None
+    if results is None:
+        network = Network(model, card, choose_device(device), half)
+        points, scores = predict_keypoints(CropEstimator(network, flip_test), people, whole_image)
+    else:
+        found = load_results(results, people)
+        people = keep_joints(people, found.known)
+        points, scores = match_people(found, people, keypoints.sigmas)
+    scored = {
+        "annotations": annotations.name,
+        "model": card.name if results is None else results.name,
+        "boxes": "whole image" if whole_image else "annotated" if results is None else "results",
+        "flip_test": flip_test and results is None,
+    } | pose_scores(people, points, scores, keypoints.sigmas, found)
+    _print(scored, as_json, as_markdown)
+    if worst is not None:
+        write_worst(worst[1], worst[0], people, points, scores, keypoints)
+
+
+@eval_app.command("person")
+def eval_person(
+    annotations: Annotations,
+    images: Images = None,
+    weights: Annotated[str, typer.Option("--weights", help="A name or a .safetensors file.")] = "person",
+    device: Device = "auto",
+    half: Half = False,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Score the person finder: AP, and recall and false boxes at its threshold."""
+    from hgpose.detect import PersonDetector
+    from hgpose.device import choose_device
+    from hgpose.network import Network
+    from hgpose.train.datasets import load_box_set
+    from hgpose.train.evaluate import box_scores, predict_boxes
+    from hgpose.weights import load_weights
+
+    model, card = load_weights(weights, "person")
+    boxes = load_box_set(annotations, images or [])
+    detector = PersonDetector(Network(model, card, choose_device(device), half), threshold=0.02)
+    scored = {"annotations": annotations.name, "model": card.name}
+    scored |= box_scores(boxes, predict_boxes(detector, boxes), card.threshold)
+    _print(scored, as_json, as_markdown)
+
+
+def _print(scored: dict[str, Any], as_json: bool, as_markdown: bool) -> None:
+    """One JSON object, or a table of single numbers and one with a row a joint."""
+    if as_json:
+        typer.echo(json.dumps(scored))
+        return
+    from rich.box import MARKDOWN, ROUNDED
+    from rich.console import Console
+    from rich.table import Table
+
+    look = MARKDOWN if as_markdown else ROUNDED
+    tables = {key: value for key, value in scored.items() if isinstance(value, dict)}
+    summary = Table("what", "value", box=look)
+    for key, value in scored.items():
+        if key not in tables:
+            summary.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
+    console = Console(width=100)
+    console.print(summary)
+    if not tables:
+        return
+    joints = list(dict.fromkeys(joint for table in tables.values() for joint in table["per_joint"]))
+    by_joint = Table("joint", *(f"{key} [%]" for key in tables), box=look)
+    for joint in joints:
+        by_joint.add_row(joint, *(_percent(table["per_joint"].get(joint)) for table in tables.values()))
+    for row in ("mean", "weighted_mean", "limbs"):
+        by_joint.add_row(row, *(_percent(table[row]) for table in tables.values()))
+    console.print(by_joint)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
