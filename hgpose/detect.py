@@ -82,9 +82,8 @@ class PersonDetector:
             centres, distances = self.network([transform.warp(frames[i].image) for i in rows])
             boxes, scores = (t.cpu().numpy() for t in PersonFinder.decode(centres, distances))
             for i, box, score in zip(rows, boxes, scores, strict=True):
-                found[i] = self._people(
-                    box[score >= self.threshold], score[score >= self.threshold], transform, (w, h)
-                )
+                sure = score >= self.threshold
+                found[i] = self._people(box[sure], score[sure], transform, (w, h))
         return [f for f in found if f is not None]
 
     @staticmethod
@@ -97,6 +96,9 @@ class PersonDetector:
         corners = transform.to_image(boxes.reshape(-1, 2, 2).astype(np.float64))
         limit = np.array(image_wh) - 0.5
         image_boxes = corners.clip(-0.5, limit).reshape(-1, 4).astype(np.float32)
+        # A box in the padding of the letterbox shows nothing of the image.
+        on_image = (image_boxes[:, 2:] > image_boxes[:, :2]).all(1)
+        image_boxes, scores = image_boxes[on_image], scores[on_image]
         kept = suppress(image_boxes, _SAME_PERSON_IOU)
         return Detections(image_boxes[kept], scores[kept].astype(np.float32))
 
@@ -185,7 +187,7 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
             if not {"x1", "y1", "x2", "y2"} <= columns or not columns & {"frame", "name"}:
                 raise InputError(f"{path}: needs the columns x1, y1, x2, y2 and either frame or name")
             for number, row in enumerate(reader, start=2):
-                if not row["x1"]:
+                if row["x1"] == "":
                     # A frame without people, as in hgpose's own CSV.
                     continue
                 key = row.get("name") or int(row["frame"])
@@ -193,7 +195,7 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
                 yield f"line {number}", key, (x1, y1, x2, y2, float(row.get("score") or 1))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of boxes") from None
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: cannot be read as CSV with boxes ({error})") from error
 
 
@@ -202,13 +204,11 @@ def _coco_rows(path: Path) -> Iterator[_Row]:
         document = json.loads(path.read_text(encoding="utf-8"))
         names = {image["id"]: image["file_name"] for image in document["images"]}
         for annotation in document["annotations"]:
-            x, y, w, h = annotation["bbox"]
-            score = float(annotation.get("score", 1))
-            yield (
-                f"annotation {annotation.get('id')}",
-                names[annotation["image_id"]],
-                (x, y, x + w, y + h, score),
-            )
+            if annotation.get("iscrowd"):
+                continue
+            x, y, w, h, score = (float(v) for v in (*annotation["bbox"], annotation.get("score", 1)))
+            where = f"annotation {annotation.get('id')}"
+            yield where, names[annotation["image_id"]], (x, y, x + w, y + h, score)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of boxes") from None
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:

@@ -36,7 +36,7 @@ def choose_device(wanted: str) -> torch.device:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether arithmetic in bfloat16 is faster than in float32 there."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         capability = torch.cpu.get_capabilities()
         return bool(capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16"))

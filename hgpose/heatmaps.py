@@ -63,7 +63,7 @@ def cross_entropy(maps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 def probabilities(maps: Tensor) -> Tensor:
     """Raw maps ``(N, K, h, w)`` to the probability of the joint at every cell, float32."""
     flat = F.pad(maps.float().flatten(2), (0, 1)).softmax(-1)
-    return flat[..., :-1].unflatten(-1, maps.shape[-2:])
+    return flat[..., :-1].reshape(maps.shape)
 
 
 def flip(heatmaps: Tensor, flip_order: tuple[int, ...]) -> Tensor:
@@ -90,7 +90,7 @@ def decode(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     y = torch.div(peak, w, rounding_mode="floor")[..., None] + offsets
     inside = ((y >= 0) & (y < h))[..., :, None] & ((x >= 0) & (x < w))[..., None, :]
     cells = y.clamp(0, h - 1)[..., :, None] * w + x.clamp(0, w - 1)[..., None, :]
-    window = heatmaps.flatten(2).gather(2, cells.flatten(2)).unflatten(-1, inside.shape[-2:]) * inside
+    window = heatmaps.flatten(2).gather(2, cells.flatten(2)).reshape(cells.shape) * inside
     score = window.sum((-2, -1))
     total = score.clamp_min(1e-12)
     px = (window.sum(-2) * x).sum(-1) / total

@@ -168,3 +168,35 @@ class VideoOptions:
         _require(self.end_s is None or self.end_s > self.start_s, "--end must lie after --start")
         _require(self.every >= 1, f"--every must be at least 1, not {self.every}")
         _require(self.detect_every >= 1, f"--detect-every must be at least 1, not {self.detect_every}")
+
+
+@dataclass(frozen=True)
+class CameraOptions:
+    """What is done with a camera's frames.
+
+    Attributes:
+        mirror: swap left and right, as one expects of one's own picture.
+        record: folder for the same files as of a video; ``None``: nothing is kept.
+        save: kinds of files to record, see :data:`hgpose.sinks.SINKS`.
+        detect_every: look for people anew on every n-th frame taken.
+        window: show a window where there is a display.
+        serve: port of the preview in the browser, 0 for any free one; ``None``: no such preview.
+        host: address it listens on. Any but loopback lets others in the network watch.
+        style: how people are drawn.
+    """
+
+    mirror: bool = False
+    record: Path | None = None
+    save: tuple[str, ...] = ("overlay", "csv", "json")
+    detect_every: int = 1
+    window: bool = True
+    serve: int | None = None
+    host: str = "127.0.0.1"
+    style: Style = DEFAULT_STYLE
+
+    def __post_init__(self) -> None:
+        _require(bool(self.save), "--save needs at least one kind")
+        _require(self.detect_every >= 1, f"--detect-every must be at least 1, not {self.detect_every}")
+        _require(
+            self.serve is None or 0 <= self.serve < 2**16, f"--serve must lie in 0 to 65535, not {self.serve}"
+        )

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from hgpose.cli import evaluate, process, tools, train
+from hgpose.cli import evaluate, process, tools, train, webcam
 from hgpose.errors import HgposeError, OptionsError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("video")(process.video)
 app.command("images")(process.images)
+app.command("webcam")(webcam.webcam)
 app.command("demo")(tools.demo)
 app.command("doctor")(tools.doctor)
 app.command("bench")(tools.bench)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +21,9 @@ Images = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
 Half = Annotated[bool, typer.Option("--half", help="Half precision inside the network.")]
+Record = Annotated[
+    bool, typer.Option("--record", help="Also write the scores and this command into the model card.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
 
@@ -51,6 +56,7 @@ def eval_pose(
             "--worst", help="Write the overlays of the N worst people to a folder.", metavar="N DIR"
         ),
     ] = None,
+    record: Record = False,
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
 ) -> None:
@@ -82,6 +88,12 @@ def eval_pose(
         "boxes": "whole image" if whole_image else "annotated" if results is None else "results",
         "flip_test": flip_test and results is None,
     } | pose_scores(people, points, scores, keypoints.sigmas, found)
+    if record:
+        if results is not None:
+            raise typer.BadParameter(
+                "scores of a results file do not belong in a model card", param_hint="--record"
+            )
+        _record(weights, annotations, scored)
     _print(scored, as_json, as_markdown)
     if worst is not None:
         write_worst(worst[1], worst[0], people, points, scores, keypoints)
@@ -94,6 +106,7 @@ def eval_person(
     weights: Annotated[str, typer.Option("--weights", help="A name or a .safetensors file.")] = "person",
     device: Device = "auto",
     half: Half = False,
+    record: Record = False,
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
 ) -> None:
@@ -110,7 +123,29 @@ def eval_person(
     detector = PersonDetector(Network(model, card, choose_device(device), half), threshold=0.02)
     scored = {"annotations": annotations.name, "model": card.name}
     scored |= box_scores(boxes, predict_boxes(detector, boxes), card.threshold)
+    if record:
+        _record(weights, annotations, scored)
     _print(scored, as_json, as_markdown)
+
+
+def _record(weights: str, annotations: Path, scored: dict[str, Any]) -> None:
+    """Writes scores, and the command that reproduces them, into the card of a model."""
+    from dataclasses import replace
+
+    from hgpose.weights import find_weights, read_card, write_card
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rounded(v) for key, v in value.items()}
+        return round(value, 4) if isinstance(value, float) else value
+
+    path = find_weights(weights)
+    card = read_card(path)
+    command = shlex.join(
+        ["hgpose", *(a for a in sys.argv[1:] if a not in {"--record", "--json", "--markdown"})]
+    )
+    key = f"{annotations.stem}, {scored['boxes']}" if "boxes" in scored else annotations.stem
+    write_card(replace(card, scores={**card.scores, key: {"command": command, **rounded(scored)}}), path)
 
 
 def _print(scored: dict[str, Any], as_json: bool, as_markdown: bool) -> None:

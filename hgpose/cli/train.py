@@ -50,12 +50,14 @@ Data = Annotated[
         "--data-note", help="A line on the data and its terms for the model card; repeat.", show_default=False
     ),
 ]
+Licence = Annotated[str, typer.Option("--licence", help="Of the weights, for the model card.")]
 
 
-def _description(notes: list[str] | None, annotations: list[Path], seed: int) -> dict[str, Any]:
+def _description(notes: list[str] | None, annotations: list[Path], licence: str, seed: int) -> dict[str, Any]:
     command = shlex.join(["hgpose", *sys.argv[1:]])
     return {
         "data": tuple(notes or map(str, annotations)),
+        "licence": licence,
         "training": {"command": command, "seed": seed},
     }
 
@@ -87,6 +89,7 @@ def train_pose(
     workers: Workers = _D.workers,
     cache: Cache = Path("runs/cache"),
     data_note: Data = None,
+    licence: Licence = "",
 ) -> None:
     """Train the stacked hourglass on people with keypoints."""
     options = TrainOptions(
@@ -113,7 +116,7 @@ def train_pose(
         {"stacks": stacks, "width": width},
         options,
         cache,
-        _description(data_note, annotations, seed),
+        _description(data_note, annotations, licence, seed),
     )
     _run(task, options)
 
@@ -125,7 +128,10 @@ def train_person(
     images: Images = None,
     out: Out = Path("runs/person"),
     width: Annotated[int, typer.Option("--width", help="Channels of the hourglass.")] = 64,
-    size: Size = 320,
+    size: Size = 256,
+    input_px: Annotated[
+        int, typer.Option("--input", help="Longer side of the input when the model is used, px.")
+    ] = 320,
     batch: Batch = _D.batch,
     epochs: Epochs = None,
     minutes: Minutes = None,
@@ -139,6 +145,7 @@ def train_person(
     workers: Workers = _D.workers,
     cache: Cache = Path("runs/cache"),
     data_note: Data = None,
+    licence: Licence = "",
 ) -> None:
     """Train the person finder on boxes."""
     options = TrainOptions(
@@ -152,7 +159,13 @@ def train_person(
         raise typer.BadParameter("give one annotation file", param_hint="ANNOTATIONS")
     boxes, validation = (load_box_set(path, images or []) for path in (annotations[0], val))
     task = PersonTask(
-        boxes, validation, {"width": width}, options, cache, _description(data_note, annotations, seed)
+        boxes,
+        validation,
+        {"width": width},
+        options,
+        cache,
+        _description(data_note, annotations, licence, seed),
+        input_px,
     )
     _run(task, options)
 

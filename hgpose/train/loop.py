@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import csv
+import importlib.util
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hgpose.atomic import atomic_path
+from hgpose.atomic import atomic_path, output_errors
 from hgpose.device import choose_device, has_fast_bfloat16
 from hgpose.errors import TrainingError
 from hgpose.options import TrainOptions
@@ -27,6 +30,10 @@ from hgpose.weights import Card, load_weights, save_weights
 
 #: Steps between two looks at the loss; each look waits for the device.
 _LOOK_STEPS = 20
+#: A row of ``log.csv`` holds either the loss since the row before, or the score of a validation.
+_LOG_COLUMNS = ("step", "samples", "seconds", "loss", "samples_per_s", "score")
+#: What PyTorch answers a file that is none of its own, or one of another network.
+_NOT_A_CHECKPOINT = (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 #: Mean and standard deviation of RGB in [0, 1] over ImageNet photographs, the usual normalisation.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -116,23 +123,42 @@ class Trainer:
     Files there: ``checkpoint.pt`` (to resume), ``stable.pt`` (the last one before the learning rate
     began to fall; ``--resume`` from a copy of it prolongs a run), ``best.safetensors`` and its card,
     ``log.csv``, ``curves.png``.
+
+    Raises:
+        TrainingError: fewer than two samples, nothing to resume or a run in the way, weights to begin
+            with that do not fit, or no matplotlib for the curves.
     """
 
     def __init__(self, task: Task, options: TrainOptions) -> None:
         self.task, self.options = task, options
+        if importlib.util.find_spec("matplotlib") is None:
+            raise TrainingError("the curves need matplotlib: pip install hgpose[train]")
+        self.samples = len(task.dataset)  # type: ignore[arg-type]
+        if self.samples < 2:
+            raise TrainingError(
+                f"a training needs at least 2 samples, there are {self.samples}: add annotations"
+            )
         self.device = choose_device(options.device)
         self.half = has_fast_bfloat16(self.device) if options.half is None else options.half
         torch.manual_seed(options.seed)
         model = task.build()
         if options.init:
-            trained, _ = load_weights(options.init, task.name)
-            model.load_state_dict(trained.state_dict())
+            trained, card = load_weights(options.init, task.name)
+            try:
+                model.load_state_dict(trained.state_dict())
+            except RuntimeError:
+                raise TrainingError(
+                    f"--init {options.init}: its network is {card.architecture}, that of this run "
+                    f"{task.card().architecture}: train the same"
+                ) from None
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizers = _optimizers(self.model, options)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.scores: dict[str, float] = {}
-        options.out.mkdir(parents=True, exist_ok=True)
+        with output_errors(options.out):
+            options.out.mkdir(parents=True, exist_ok=True)
+        self.log_file = options.out / "log.csv"
         self.checkpoint = options.out / "checkpoint.pt"
         if options.resume:
             self._restore()
@@ -140,11 +166,12 @@ class Trainer:
             raise TrainingError(
                 f"{self.checkpoint} is there from an earlier run: add --resume, or choose another --out"
             )
+        self._cut_log()
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches that show every sample once."""
-        return max(len(self.task.dataset) // self.options.batch, 1)  # type: ignore[arg-type]
+        return max(self.samples // self.options.batch, 1)
 
     @property
     def done(self) -> float:
@@ -158,19 +185,21 @@ class Trainer:
         """Trains to the end and returns the best weights' file.
 
         Raises:
-            TrainingError: the loss is no longer a number; the last checkpoint stays.
-            InputError: an image cannot be read.
+            TrainingError: loss, weights or score are no longer numbers; the last checkpoint stays.
+            InputError: an image of the validation set cannot be read.
+            OutputError: the folder cannot be written to, or the disk is full.
         """
         options = self.options
         loader = DataLoader(
             self.task.dataset,
-            batch_sampler=_Order(len(self.task.dataset), options.batch, options.seed, self.step),  # type: ignore[arg-type]
+            batch_sampler=_Order(self.samples, options.batch, options.seed, self.step),
             num_workers=options.workers,
             prefetch_factor=4 if options.workers else None,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_start_worker,
         )
-        started = last_look = time.monotonic() - self.seconds
+        last_look = time.monotonic()
+        started = last_look - self.seconds
         saved = validated = self.seconds
         losses: list[Tensor] = []
         self.model.train()
@@ -182,27 +211,27 @@ class Trainer:
             if len(losses) == _LOOK_STEPS or self.done >= 1:
                 loss = float(torch.stack(losses).mean())
                 if not math.isfinite(loss):
-                    raise TrainingError(
-                        f"the loss is {loss} at step {self.step}; {self.checkpoint} holds the last good state: "
-                        "lower --lr and --resume, or look for broken annotations"
-                    )
-                now = time.monotonic()
-                rate = len(losses) * options.batch / (now - last_look)
-                last_look = now
+                    raise self._lost(f"the loss is {loss}")
+                rate = len(losses) * options.batch / (time.monotonic() - last_look)
                 losses.clear()
                 left = self.seconds / max(self.done, 1e-9) * (1 - self.done)
                 report(Progress(self.step, self.done, loss, rate, left, self.scores))
-                self._log(loss, rate)
-                if self.seconds - saved > options.checkpoint_minutes * 60 or self.done >= 1:
+                self._log(f"{loss:.5f}", f"{rate:.1f}", "")
+                # Saved before the validation too, which may fail.
+                look = self.seconds - validated > options.validation_minutes * 60
+                if look or self.done >= 1 or self.seconds - saved > options.checkpoint_minutes * 60:
                     self.save(self.checkpoint)
                     saved = self.seconds
-                if self.seconds - validated > options.validation_minutes * 60 or self.done >= 1:
+                if look and self.done < 1:
                     self._validate()
-                    validated = self.seconds = time.monotonic() - started
+                    saved = validated = self.seconds = time.monotonic() - started
                     self.save(self.checkpoint)
-                    last_look = time.monotonic()
+                last_look = time.monotonic()
             if stable and self.done >= 1 - options.decay:
                 self.save(options.out / "stable.pt")
+        # Also where a run goes on that was killed during this.
+        self._validate()
+        self.save(self.checkpoint)
         return options.out / "best.safetensors"
 
     def _step(self, batch: dict[str, Tensor]) -> Tensor:
@@ -232,16 +261,33 @@ class Trainer:
         floating = [key for key, value in ours.items() if value.is_floating_point()]
         torch._foreach_lerp_([ours[key] for key in floating], [theirs[key] for key in floating], 1 - keep)
 
+    def _lost(self, what: str) -> TrainingError:
+        rescue = "lower --lr or look for broken annotations"
+        if self.checkpoint.exists():
+            rescue = f"{self.checkpoint} holds the last good state: --resume, and {rescue}"
+        return TrainingError(f"{what} at step {self.step}; {rescue}")
+
     def _validate(self) -> None:
         self.scores = self.task.validate(copy.deepcopy(self.ema), self.device, self.half)
         score = next(iter(self.scores.values()))
         if score > self.best:
             self.best = score
-            save_weights(self.ema.state_dict(), self.task.card(), self.options.out / "best.safetensors")
+            card = self.task.card()
+            effort = {"hours": round(self.seconds / 3600, 2), "samples": self.step * self.options.batch}
+            card = replace(card, training={**card.training, **effort})
+            save_weights(self.ema.state_dict(), card, self.options.out / "best.safetensors")
         self.model.train()
 
     def save(self, path: Path) -> None:
-        """Writes all that a resumed run needs, whole or not at all."""
+        """Writes all that a resumed run needs, whole or not at all.
+
+        Raises:
+            TrainingError: the weights are not finite; the file that is there stays.
+            OutputError: the folder cannot be written to, or the disk is full.
+        """
+        # The average has seen every step, and never forgets one that was not a number.
+        if not all(bool(v.isfinite().all()) for v in self.ema.state_dict().values()):
+            raise self._lost("the weights are not finite")
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -253,15 +299,17 @@ class Trainer:
             "batch": self.options.batch,
             "seed": self.options.seed,
         }
-        with atomic_path(path, overwrite=True) as partial:
-            torch.save(state, partial)
+        # A file of Python's own: the writer that opens a path itself hides that a disk is full.
+        with atomic_path(path, overwrite=True) as partial, output_errors(path), partial.open("wb") as file:
+            torch.save(state, file)
 
     def _restore(self) -> None:
         try:
             state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
             if (state["batch"], state["seed"]) != (self.options.batch, self.options.seed):
                 raise TrainingError(
-                    f"{self.checkpoint} was trained with --batch {state['batch']} --seed {state['seed']}: resume with the same"
+                    f"{self.checkpoint} was trained with --batch {state['batch']} --seed {state['seed']}: "
+                    "resume with the same"
                 )
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
@@ -269,39 +317,67 @@ class Trainer:
                 optimizer.load_state_dict(saved)
             self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
             torch.set_rng_state(state["random"].cpu())
-            self._cut_log()
         except FileNotFoundError:
             raise TrainingError(
                 f"{self.checkpoint}: nothing to resume; leave out --resume to begin"
             ) from None
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        except (OSError, *_NOT_A_CHECKPOINT) as error:
             raise TrainingError(f"{self.checkpoint}: not a checkpoint of this run ({error})") from error
 
-    def _log(self, loss: float, rate: float) -> None:
-        path = self.options.out / "log.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", "samples", "seconds", "loss", "samples_per_s", "score"])
-            score = next(iter(self.scores.values()), "")
-            writer.writerow(
-                [
-                    self.step,
-                    self.step * self.options.batch,
-                    f"{self.seconds:.1f}",
-                    f"{loss:.5f}",
-                    f"{rate:.1f}",
-                    score,
-                ]
-            )
+    def _log(self, loss: str, rate: str, score: str) -> None:
+        row = (self.step, self.step * self.options.batch, f"{self.seconds:.1f}", loss, rate, score)
+        with output_errors(self.log_file), self.log_file.open("a", newline="") as file:
+            csv.writer(file).writerow(row)
 
     def _cut_log(self) -> None:
-        """Drops what was logged after the checkpoint was written: it is going to happen again."""
-        path = self.options.out / "log.csv"
-        if not path.exists():
-            return
-        with path.open(newline="") as file:
-            head, *rows = csv.reader(file)
-        with atomic_path(path, overwrite=True) as partial, partial.open("w", newline="") as file:
-            csv.writer(file).writerows([head, *(row for row in rows if int(row[0]) <= self.step)])
+        """Begins the log, or drops what was logged after the checkpoint: it is going to happen again."""
+        rows: list[list[str]] = []
+        if self.options.resume and self.log_file.exists():
+            with self.log_file.open(newline="") as file:
+                rows = list(csv.reader(file))[1:]
+        # A killed run may leave half a row.
+        kept = [row for row in rows if len(row) == len(_LOG_COLUMNS) and int(row[0]) <= self.step]
+        with atomic_path(self.log_file, overwrite=True) as partial, partial.open("w", newline="") as file:
+            csv.writer(file).writerows([_LOG_COLUMNS, *kept])
+
+
+def draw_curves(log: Path, score_name: str, image: Path) -> None:
+    """Draws the loss (smoothed, on a logarithmic scale) and the validation score over samples.
+
+    Args:
+        log: ``log.csv`` of a run.
+        score_name: what the score is called.
+        image: the PNG file to write.
+
+    Raises:
+        OutputError: the image cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    with log.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    titles = {"loss": "loss", "score": score_name}
+    for axes, (column, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        curve = np.array([(float(row["samples"]), float(row[column])) for row in rows if row[column]])
+        samples, values = curve.reshape(-1, 2).T
+        if column == "loss":
+            axes.plot(samples, values, color="tab:blue", alpha=0.25)
+            axes.plot(samples, _smooth(values), color="tab:blue")
+            axes.set_yscale("log")
+        else:
+            axes.plot(samples, values, color="tab:orange", marker="o")
+        axes.set_xlabel("samples")
+        axes.set_title(title)
+        axes.grid(alpha=0.3, which="both")
+    with atomic_path(image, overwrite=True) as partial, output_errors(image):
+        figure.savefig(partial, format="png")
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A running mean over a fiftieth of the curve to either side, less at its ends."""
+    reach = len(values) // 50
+    sums = np.concatenate([[0.0], values.cumsum()])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
+    return np.asarray((sums[high] - sums[low]) / (high - low))

@@ -7,6 +7,8 @@ the steps that centre points alone need.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from hgpose.detect import PersonDetector
+from hgpose.errors import InputError
 from hgpose.geometry import HEATMAP_STRIDE_PX, CropTransform, crop_to_heatmap, heatmap_to_crop
 from hgpose.models import build_model
 from hgpose.network import Network
@@ -27,7 +30,7 @@ from hgpose.train.cache import ImageCache, Window, build_cache
 from hgpose.train.datasets import BoxSet
 from hgpose.train.evaluate import predict_boxes
 from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, normalise
-from hgpose.train.metrics import box_ap
+from hgpose.train.metrics import box_ap, match_boxes
 from hgpose.weights import Card
 
 #: Standard deviation of a centre's Gaussian as a share of the box (paper section 4.2, alpha / 6).
@@ -36,6 +39,8 @@ _CENTRE_SPREAD = 0.54 / 6
 _LEAST_VISIBLE = 0.35
 #: Nor is one smaller than this, input px.
 _LEAST_HEIGHT_PX = 10.0
+#: False boxes allowed an image, and per 100 images without people, when the threshold is chosen.
+_FALSE_BOXES = (0.28, 1.8)
 
 
 class PersonDataset(Dataset[dict[str, Any]]):
@@ -62,8 +67,8 @@ class PersonDataset(Dataset[dict[str, Any]]):
         boxes = self.boxes.boxes[i]
         # All four corners, for a view that is turned.
         corners = self.cache.to_window(i, boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]])
-        corners = transform.to_crop(corners)
-        low, high = corners.min(1), corners.max(1)
+        turned = transform.to_crop(corners)
+        low, high = turned.min(1), turned.max(1)
         targets = box_targets(np.concatenate([low, high], axis=1), self.boxes.crowd[i], self.size_px)
         view = random_look(view, self.aug, rng)
         image_tensor = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
@@ -89,7 +94,13 @@ class PersonDataset(Dataset[dict[str, Any]]):
 def box_targets(
     boxes: NDArray[np.floating], crowd: NDArray[np.bool_], size_px: int
 ) -> dict[str, NDArray[np.float32]]:
-    """Training targets for boxes ``(n, 4)`` xyxy input px, which may leave the view; see :class:`PersonDataset`."""
+    """Training targets of one view; see :class:`PersonDataset`.
+
+    Args:
+        boxes: ``(n, 4)`` xyxy input px, which may leave the view.
+        crowd: ``(n,)``, regions where people are neither wanted nor wrong.
+        size_px: side of the view.
+    """
     n = size_px // HEATMAP_STRIDE_PX
     cells = np.arange(n, dtype=np.float32)
     centres, known = np.zeros((n, n), np.float32), np.ones((n, n), np.float32)
@@ -140,17 +151,17 @@ def box_loss(distances: Tensor, boxes: Tensor, shares: Tensor) -> Tensor:
         boxes: ``(N, 4, h, w)`` xyxy input px.
         shares: ``(N, h, w)`` weights.
     """
-    h, w = distances.shape[-2:]
     y, x = (
-        heatmap_to_crop(torch.arange(size, device=distances.device).view(shape))  # type: ignore[arg-type]
-        for size, shape in ((h, (1, h, 1)), (w, (1, 1, w)))
+        torch.from_numpy(heatmap_to_crop(np.arange(size, dtype=np.float32))).to(distances.device)
+        for size in distances.shape[-2:]
     )
+    y = y[:, None]
     ax1, ay1, ax2, ay2 = x - distances[:, 0], y - distances[:, 1], x + distances[:, 2], y + distances[:, 3]
     bx1, by1, bx2, by2 = boxes.unbind(1)
     common_w = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_min(0)
     common_h = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_min(0)
     common = common_w * common_h
-    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
+    union: Tensor = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
     hull = (torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)) * (
         torch.maximum(ay2, by2) - torch.minimum(ay1, by1)
     )
@@ -168,6 +179,7 @@ class PersonTask:
         options: of the training.
         cache: folder for decoded images.
         description: ``data``, ``licence`` and ``training`` of the model card.
+        input_px: longer side of the network's input at test time; views to train on may be smaller.
     """
 
     name = "person"
@@ -180,18 +192,23 @@ class PersonTask:
         options: TrainOptions,
         cache: Path,
         description: dict[str, Any],
+        input_px: int,
     ) -> None:
         self._card = Card(
             name="person",
             task=self.name,
             architecture={"kind": "person_finder", **architecture},
-            input_px=options.size_px,
+            input_px=input_px,
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
             threshold=0.3,
             **description,
         )
         self.validation = validation
+        if not any(map(len, validation.boxes)):
+            raise InputError(
+                f"the validation set (with {validation.files[0]}) has no boxes: choose another --val"
+            )
         windows = [Window(file, None, 2 * options.size_px) for file in boxes.files]
         self.dataset = PersonDataset(
             boxes, build_cache(windows, cache), options.size_px, Augmentation(cut_out=0.15), options.seed
@@ -212,7 +229,14 @@ class PersonTask:
         return found + 2 * box_loss(distances, batch["boxes"], batch["shares"])
 
     def validate(self, model: nn.Module, device: torch.device, half: bool) -> dict[str, float]:
-        """AP50 on the validation set, percent; people shorter than a tenth of the image do not count."""
+        """AP50 on the validation set, percent; people shorter than a tenth of the image do not count.
+
+        The card's threshold becomes the lowest at which false boxes stay rare.
+        """
         detector = PersonDetector(Network(model, self._card, device, half), threshold=0.02)
         found = predict_boxes(detector, self.validation)
+        with suppress(InputError):
+            # Early on no threshold does; the card then keeps its old one.
+            threshold = match_boxes(self.validation, found).choose_threshold(*_FALSE_BOXES)
+            self._card = replace(self._card, threshold=round(threshold, 4))
         return {"AP50": 100 * box_ap(self.validation, found, min_height=0.1).ap50}

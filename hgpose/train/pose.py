@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hgpose import heatmaps
+from hgpose.errors import InputError
 from hgpose.estimate import CropEstimator
 from hgpose.geometry import CropTransform, crop_to_heatmap
 from hgpose.keypoints import KeypointSet
@@ -89,11 +90,11 @@ class PoseDataset(Dataset[dict[str, Any]]):
         else:
             canvas = random_fill(self.size_px, rng)
         image = transform.warp(self.cache.image(i), onto=canvas)
-        points = transform.to_crop(points)
+        seen = transform.to_crop(points)
         if transform.mirror:
-            points, labelled, weights = (a[self.flip_order] for a in (points, labelled, weights))
-        present = labelled & ((points > -0.5) & (points < self.size_px - 0.5)).all(-1)
-        return image, points, present, weights
+            seen, labelled, weights = (a[self.flip_order] for a in (seen, labelled, weights))
+        present = labelled & ((seen > -0.5) & (seen < self.size_px - 0.5)).all(-1)
+        return image, seen, present, weights
 
     def _background(self, rng: np.random.Generator) -> Any:
         image = self.empty.image(int(rng.integers(len(self.empty))))
@@ -154,6 +155,11 @@ class PoseTask:
             **description,
         )
         self.validation = validation
+        if not (torso_px(validation) > 0).any():
+            raise InputError(
+                f"the validation set (with {validation.files[0]}) has nobody whose left_shoulder and "
+                "right_hip are labelled: PCK cannot be computed, choose another --val"
+            )
         empty = [*people.empty_files, *empty_files]
         self.dataset = PoseDataset(
             people,

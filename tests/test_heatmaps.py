@@ -1,0 +1,126 @@
+"""Encode beside decode, and the outcome "not in this crop"."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hgpose import heatmaps
+from hgpose.keypoints import COCO17
+
+
+def raw_maps(targets: Tensor, presence: float) -> Tensor:
+    """Raw maps whose probabilities are ``presence * targets``, where ``targets`` sums to 1."""
+    return (targets * presence / (1 - presence)).clamp_min(1e-30).log()
+
+
+@given(
+    x=st.floats(3, 28), y=st.floats(3, 20), sigma=st.floats(0.7, 1.2), presence=st.floats(0.05, 0.99)
+)
+def test_decode_undoes_encode(x: float, y: float, sigma: float, presence: float) -> None:
+    points = torch.tensor([[[x, y]]])
+    targets = heatmaps.encode(points, torch.ones(1, 1, dtype=torch.bool), (24, 32), sigma)
+    assert targets.sum().item() == pytest.approx(1, abs=1e-5)
+    maps = heatmaps.probabilities(raw_maps(targets, presence))
+    assert torch.allclose(maps, presence * targets, atol=1e-5)
+    found, scores = heatmaps.decode(maps)
+    # The 5x5 window cuts the Gaussian's tail off unevenly.
+    assert (found - points).norm().item() < 0.3
+    assert 0.8 * presence < scores.item() <= presence + 1e-5
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 1.0, 30.0, 1e4]))
+def test_probabilities_are_probabilities(seed: int, spread: float) -> None:
+    maps = torch.randn((2, 3, 8, 16), generator=torch.Generator().manual_seed(seed)) * spread
+    p = heatmaps.probabilities(maps)
+    assert p.shape == maps.shape and p.dtype == torch.float32
+    assert (p >= 0).all()
+    assert (p.sum((-2, -1)) <= 1 + 1e-5).all()
+    points, scores = heatmaps.decode(p)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert ((points >= 0) & (points <= torch.tensor([15.0, 7.0]))).all()
+
+
+def test_nothing_seen_scores_nothing() -> None:
+    p = heatmaps.probabilities(torch.full((1, 1, 16, 16), -30.0))
+    points, scores = heatmaps.decode(p)
+    assert scores.item() < 1e-6 and points.isfinite().all()
+
+
+def test_all_zero_map_is_finite() -> None:
+    points, scores = heatmaps.decode(torch.zeros(1, 2, 16, 16))
+    assert points.isfinite().all() and (scores == 0).all()
+
+
+def test_flat_map_scores_its_window_only() -> None:
+    _, scores = heatmaps.decode(torch.full((1, 1, 16, 16), 1 / 256))
+    assert 0 < scores.item() <= 25 / 256
+
+
+def test_tie_takes_one_of_the_peaks() -> None:
+    maps = torch.zeros(1, 1, 16, 16)
+    maps[0, 0, 4, 3] = maps[0, 0, 12, 13] = 0.5
+    points, scores = heatmaps.decode(maps)
+    assert points[0, 0].tolist() in ([3, 4], [13, 12])
+    assert scores.item() == 0.5
+
+
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (15, 0), (0, 7), (15, 7), (8, 0), (0, 4)])
+def test_peak_on_the_border(x: int, y: int) -> None:
+    maps = torch.zeros(1, 1, 8, 16)
+    maps[0, 0, y, x] = 0.75
+    points, scores = heatmaps.decode(maps)
+    assert points[0, 0].tolist() == [x, y]
+    assert scores.item() == 0.75
+
+
+def test_window_does_not_wrap_around_rows() -> None:
+    maps = torch.zeros(1, 1, 8, 16)
+    maps[0, 0, 3, 15], maps[0, 0, 4, 0] = 0.6, 0.4
+    points, scores = heatmaps.decode(maps)
+    assert points[0, 0].tolist() == [15, 3]
+    assert scores.item() == pytest.approx(0.6)
+
+
+def test_no_people_no_points() -> None:
+    points, scores = heatmaps.decode(torch.zeros(0, 17, 16, 16))
+    assert points.shape == (0, 17, 2) and scores.shape == (0, 17)
+
+
+def test_absent_joint_is_an_empty_target() -> None:
+    points = torch.tensor([[[4.0, 4.0], [-1e6, 1e6]]])
+    targets = heatmaps.encode(points, torch.tensor([[False, False]]), (16, 16), 1.0)
+    assert (targets == 0).all()
+
+
+def test_cross_entropy_by_hand() -> None:
+    # Two cells and "not in this crop", all equally likely: the logarithm of 3 whatever is true.
+    maps = torch.zeros(1, 2, 1, 2)
+    targets = torch.tensor([[[[1.0, 0.0]], [[0.0, 0.0]]]])
+    assert heatmaps.cross_entropy(maps, targets, torch.ones(1, 2)).item() == pytest.approx(math.log(3))
+    # A joint of which nothing is known does not count, however wrong.
+    maps[0, 1] = 50
+    loss = heatmaps.cross_entropy(maps, targets, torch.tensor([[1.0, 0.0]]))
+    assert loss.item() == pytest.approx(math.log(3))
+
+
+def test_cross_entropy_is_least_at_the_target() -> None:
+    targets = heatmaps.encode(torch.tensor([[[5.0, 6.0]]]), torch.tensor([[True]]), (16, 16), 1.0)
+    right = heatmaps.cross_entropy(raw_maps(targets, 0.999), targets, torch.ones(1, 1))
+    wrong = heatmaps.cross_entropy(raw_maps(targets.flip(-1), 0.999), targets, torch.ones(1, 1))
+    unsure = heatmaps.cross_entropy(raw_maps(targets, 0.5), targets, torch.ones(1, 1))
+    assert right < unsure < wrong
+
+
+def test_flip_mirrors_and_swaps_sides() -> None:
+    maps = torch.zeros(1, 17, 4, 8)
+    maps[0, COCO17.index("left_wrist"), 1, 2] = 1
+    back = heatmaps.flip(maps, COCO17.flip_order)
+    assert back[0, COCO17.index("right_wrist"), 1, 5] == 1
+    assert back.sum() == 1
+    assert torch.equal(heatmaps.flip(back, COCO17.flip_order), maps)
