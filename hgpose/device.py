@@ -33,6 +33,11 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
+def half_pays(device: torch.device) -> bool:
+    """Whether networks run faster there in half precision: on GPUs, and on CPUs with bfloat16."""
+    return device.type == "cuda" or (device.type == "cpu" and has_fast_bfloat16(device))
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether arithmetic in bfloat16 is faster than in float32 there."""
     if device.type == "cuda":

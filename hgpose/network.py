@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hgpose.device import half_pays
 from hgpose.models.hourglass import fold_batch_norms
 from hgpose.weights import Card
 
@@ -23,11 +24,13 @@ class Network:
         card: what it expects.
         device: where it runs.
         half: float16 on a GPU, bfloat16 on a CPU, for the network's inside; results stay float32.
+            ``None``: where it is faster.
     """
 
-    def __init__(self, model: nn.Module, card: Card, device: torch.device, half: bool) -> None:
+    def __init__(self, model: nn.Module, card: Card, device: torch.device, half: bool | None = None) -> None:
         fold_batch_norms(model)
-        self.card, self.device, self.half = card, device, half
+        self.card, self.device = card, device
+        self.half = half_pays(device) if half is None else half
         self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # (x / 255 - mean) / std as one multiplication and one addition.
         std = torch.tensor(card.std, device=device).view(1, 3, 1, 1)

@@ -82,7 +82,7 @@ class EstimatorOptions:
         flip_test: also run mirrored crops and average: slower, more accurate.
         batch: crops, and frames, that go through a network at once, at most.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
-        half: half precision inside the networks.
+        half: half precision inside the networks; ``None``: where it is faster.
         heatmaps: keep the probability maps, for drawing.
     """
 
@@ -94,7 +94,7 @@ class EstimatorOptions:
     flip_test: bool = False
     batch: int = 8
     device: str = "auto"
-    half: bool = False
+    half: bool | None = None
     heatmaps: bool = False
 
     def __post_init__(self) -> None:

@@ -20,7 +20,9 @@ Images = Annotated[
     typer.Option("--images", help="Folder of the images; repeat for several.", show_default=False),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
-Half = Annotated[bool, typer.Option("--half", help="Half precision inside the network.")]
+Half = Annotated[
+    bool | None, typer.Option("--half/--no-half", help="Half precision; by default where it is faster.")
+]
 Record = Annotated[
     bool, typer.Option("--record", help="Also write the scores and this command into the model card.")
 ]
@@ -49,7 +51,7 @@ def eval_pose(
         bool, typer.Option("--flip-test/--no-flip-test", help="Average with the mirrored crop.")
     ] = True,
     device: Device = "auto",
-    half: Half = False,
+    half: Half = None,
     worst: Annotated[
         tuple[int, Path] | None,
         typer.Option(
@@ -105,7 +107,7 @@ def eval_person(
     images: Images = None,
     weights: Annotated[str, typer.Option("--weights", help="A name or a .safetensors file.")] = "person",
     device: Device = "auto",
-    half: Half = False,
+    half: Half = None,
     record: Record = False,
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,

@@ -39,7 +39,9 @@ Batch = Annotated[
     int, typer.Option("--batch", help="Frames and crops that go through a network at once, at most.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
-Half = Annotated[bool, typer.Option("--half", help="Half precision inside the networks.")]
+Half = Annotated[
+    bool | None, typer.Option("--half/--no-half", help="Half precision; by default where it is faster.")
+]
 Threshold = Annotated[float, typer.Option("--threshold", help="Keypoints that score lower are not drawn.")]
 LineWidth = Annotated[
     int | None, typer.Option("--line-width", help="Of limbs, px; by default from the person's size.")
@@ -72,7 +74,7 @@ def video(
     flip_test: FlipTest = False,
     batch: Batch = _E.batch,
     device: Device = _E.device,
-    half: Half = False,
+    half: Half = None,
     threshold: Threshold = _S.threshold,
     line_width: LineWidth = None,
     black: Black = False,
@@ -107,7 +109,7 @@ def images(
     flip_test: FlipTest = False,
     batch: Batch = _E.batch,
     device: Device = _E.device,
-    half: Half = False,
+    half: Half = None,
     threshold: Threshold = _S.threshold,
     line_width: LineWidth = None,
     black: Black = False,
@@ -166,7 +168,7 @@ def _process(how: EstimatorOptions, work: Callable[[Estimator, Report], Sequence
 
 def print_start(console: Console, estimator: Estimator) -> None:
     """One line: device, model, detector."""
-    precision = "half precision" if estimator.options.half else "float32"
+    precision = "half precision" if estimator.crops.network.half else "float32"
     console.print(
         f"device {estimator.device} ({precision}), model {estimator.model.name}, "
         f"detector {estimator.options.detector}",

@@ -66,7 +66,7 @@ def bench(
     save: Save = SAVE,
     weights: Weights = _E.weights,
     device: Device = _E.device,
-    half: Half = False,
+    half: Half = None,
     detect_every: Annotated[
         int, typer.Option("--detect-every", help="In the pipeline, detect on every n-th frame.")
     ] = _V.detect_every,

@@ -65,7 +65,7 @@ def webcam(
     weights: Weights = _E.weights,
     flip_test: FlipTest = False,
     device: Device = _E.device,
-    half: Half = False,
+    half: Half = None,
     threshold: Threshold = _S.threshold,
     line_width: LineWidth = None,
     black: Black = False,
