@@ -36,9 +36,7 @@ def test_joints_move_with_their_pixels(seed: int, mirror: float, any_rotation: f
 @given(st.integers(0, 2**31))
 def test_crop_of_a_part_shows_a_joint(seed: int) -> None:
     aug = Augmentation(part=1, shift=0, scale=0)
-    transform = random_crop(
-        CropTransform.from_box(BOX, 128, 1.2), JOINTS, aug, np.random.default_rng(seed)
-    )
+    transform = random_crop(CropTransform.from_box(BOX, 128, 1.2), JOINTS, aug, np.random.default_rng(seed))
     inside = ((transform.to_crop(JOINTS) > 0) & (transform.to_crop(JOINTS) < 127)).all(1)
     assert inside.sum() >= 3
 

@@ -114,7 +114,7 @@ def test_impossible_windows(center: tuple[float, float], width: float, size: tup
 def centroid(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     weight = image[..., 0].astype(np.float64)
     ys, xs = np.mgrid[: weight.shape[0], : weight.shape[1]]
-    return np.array([(weight * xs).sum(), (weight * ys).sum()]) / weight.sum()
+    return np.array([(weight * xs).sum() / weight.sum(), (weight * ys).sum() / weight.sum()])
 
 
 @given(

@@ -19,9 +19,7 @@ def raw_maps(targets: Tensor, presence: float) -> Tensor:
     return (targets * presence / (1 - presence)).clamp_min(1e-30).log()
 
 
-@given(
-    x=st.floats(3, 28), y=st.floats(3, 20), sigma=st.floats(0.7, 1.2), presence=st.floats(0.05, 0.99)
-)
+@given(x=st.floats(3, 28), y=st.floats(3, 20), sigma=st.floats(0.7, 1.2), presence=st.floats(0.05, 0.99))
 def test_decode_undoes_encode(x: float, y: float, sigma: float, presence: float) -> None:
     points = torch.tensor([[[x, y]]])
     targets = heatmaps.encode(points, torch.ones(1, 1, dtype=torch.bool), (24, 32), sigma)

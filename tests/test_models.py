@@ -21,7 +21,7 @@ def gmac(model: nn.Module, side_px: int) -> float:
     """Billions of multiplications with addition for one image, counted without computing."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         model.to("meta").eval()(torch.empty(1, 3, side_px, side_px))
-    return counter.get_total_flops() / 2e9
+    return float(counter.get_total_flops()) / 2e9
 
 
 def with_random_statistics(model: nn.Module) -> nn.Module:
@@ -73,7 +73,8 @@ def test_shipped_person_finder_is_small() -> None:
 
 def test_every_stack_learns() -> None:
     network = StackedHourglass(outputs=3, stacks=2, width=16)
-    torch.stack([m.square().mean() for m in network(torch.randn(2, 3, 64, 64))]).sum().backward()
+    losses = torch.stack([m.square().mean() for m in network(torch.randn(2, 3, 64, 64))])
+    torch.autograd.backward(losses.sum())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters() if p.ndim == 4)
 
 

@@ -102,13 +102,19 @@ def pose_scores(
     Returns:
         ``people``; ``pck@0.2`` and, where a head is labelled, ``pckh@0.5``, each with ``mean`` (over
         joints), ``weighted_mean`` (over labels), ``limbs`` (mean over shoulders to wrists and hips to
-        ankles) and ``per_joint``, percent; ``AP``, ``AP50``, ``AP75``, ``recall`` by object keypoint
-        similarity, shares; ``auc`` of score against correct@0.2, a share.
+        ankles) and ``per_joint``, percent, PCKh as published without pelvis and thorax; ``AP``,
+        ``AP50``, ``AP75``, ``recall`` by object keypoint similarity, shares; ``auc`` of score against
+        correct@0.2, a share.
     """
     labelled = people.visibility > 0
     scored: dict[str, Any] = {"people": len(people)}
-    for name, reference, alpha in (("pck@0.2", torso_px(people), 0.2), ("pckh@0.5", head_px(people), 0.5)):
-        result = pck(points, people.points, labelled, reference, alpha)
+    # MPII's evaluation leaves out the two joints whose place the annotators could only guess.
+    published = labelled & ~np.isin(people.names, ("pelvis", "thorax"))
+    for name, judged_labels, reference, alpha in (
+        ("pck@0.2", labelled, torso_px(people), 0.2),
+        ("pckh@0.5", published, head_px(people), 0.5),
+    ):
+        result = pck(points, people.points, judged_labels, reference, alpha)
         if not result.people:
             continue
         judged = {

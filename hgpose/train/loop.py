@@ -33,7 +33,7 @@ _LOOK_STEPS = 20
 #: A row of ``log.csv`` holds either the loss since the row before, or the score of a validation.
 _LOG_COLUMNS = ("step", "samples", "seconds", "loss", "samples_per_s", "score")
 #: What PyTorch answers a file that is none of its own, or one of another network.
-_NOT_A_CHECKPOINT = (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
+_NOT_A_CHECKPOINT = (EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 #: Mean and standard deviation of RGB in [0, 1] over ImageNet photographs, the usual normalisation.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -269,14 +269,17 @@ class Trainer:
 
     def _validate(self) -> None:
         self.scores = self.task.validate(copy.deepcopy(self.ema), self.device, self.half)
-        score = next(iter(self.scores.values()))
+        name, score = next(iter(self.scores.items()))
+        if not math.isfinite(score):
+            raise self._lost(f"the validation's {name} is {score}")
         if score > self.best:
             self.best = score
             card = self.task.card()
             effort = {"hours": round(self.seconds / 3600, 2), "samples": self.step * self.options.batch}
             card = replace(card, training={**card.training, **effort})
             save_weights(self.ema.state_dict(), card, self.options.out / "best.safetensors")
-        self.model.train()
+        self._log("", "", f"{score:.3f}")
+        draw_curves(self.log_file, name, self.options.out / "curves.png")
 
     def save(self, path: Path) -> None:
         """Writes all that a resumed run needs, whole or not at all.

@@ -1,0 +1,173 @@
+"""The person task: targets follow the pixels, losses want the right thing, it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from hgpose.errors import InputError
+from hgpose.geometry import CropTransform
+from hgpose.models.finder import PersonFinder
+from hgpose.options import TrainOptions
+from hgpose.train.augment import Augmentation
+from hgpose.train.datasets import BoxSet
+from hgpose.train.loop import Trainer
+from hgpose.train.person import PersonTask, box_loss, box_targets, centre_loss
+
+Boxes = Callable[[list[list[tuple[int, int, int, int]]]], BoxSet]
+STILL = Augmentation(mirror=0.5, color=0, gray=0, blur=0, cut_out=0)
+
+
+def task(boxes: BoxSet, tmp_path: Path, **changes: Any) -> tuple[PersonTask, TrainOptions]:
+    values: dict[str, Any] = {"size_px": 64, "batch": 2, "device": "cpu", "half": False, "workers": 0}
+    run = TrainOptions(out=tmp_path / "run", **({"epochs": 1} | values | changes))
+    made = PersonTask(
+        boxes, boxes, {"width": 16, "depth": 3}, run, tmp_path / "cache", {"data": ("drawn",)}, 64
+    )
+    return made, run
+
+
+def targets(
+    *boxes: tuple[float, ...], size_px: int = 64, crowd: bool = False
+) -> dict[str, NDArray[np.float32]]:
+    return box_targets(np.array(boxes, float).reshape(-1, 4), np.full(len(boxes), crowd), size_px)
+
+
+def test_target_of_one_person() -> None:
+    made = targets((10, 6, 38, 58))
+    # The middle (24, 32) is heatmap px (5.6, 7.6).
+    assert np.argwhere(made["centres"] == 1).tolist() == [[8, 6]]
+    assert (made["known"] == 1).all()
+    own = made["shares"] > 0
+    assert own[8, 6] and not own[0, 0]
+    assert (made["boxes"][:, own].T == [10, 6, 38, 58]).all()
+    assert all(value.dtype == np.float32 for value in made.values())
+
+
+def test_target_of_nobody() -> None:
+    made = targets()
+    assert not made["centres"].any() and not made["shares"].any() and (made["known"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("box", "crowd"),
+    [
+        ((20, 20, 28, 29), False),  # lower than 10 px
+        ((-60, 4, 20, 60), False),  # a quarter is left in the view
+        ((8, 8, 40, 60), True),
+    ],
+)
+def test_people_that_neither_count_nor_err(box: tuple[int, ...], crowd: bool) -> None:
+    made = targets(box, crowd=crowd)
+    assert not made["centres"].any() and not made["shares"].any()
+    x1, y1, x2, y2 = np.clip(box, 0, 63)
+    assert made["known"][(y1 + y2) // 8, (x1 + x2) // 8] == 0
+    assert made["known"].sum() > 0
+
+
+def test_person_outside_the_view_leaves_no_trace() -> None:
+    for key, value in targets((100, 100, 130, 160)).items():
+        assert np.array_equal(value, targets()[key])
+
+
+def test_smaller_person_in_front_keeps_its_cells() -> None:
+    made = targets((2, 2, 62, 62), (24, 24, 40, 40))
+    assert made["boxes"][:, 8, 8].tolist() == [24, 24, 40, 40]
+    assert (made["centres"] == 1).sum() >= 1
+
+
+def test_box_leaving_the_view_is_learnt_as_far_as_seen() -> None:
+    made = targets((30, 10, 80, 50))
+    own = made["shares"] > 0
+    assert (made["boxes"][:, own].T == [30, 10, 63.5, 50]).all()
+
+
+@pytest.mark.parametrize("epoch", range(12))
+def test_boxes_follow_their_pixels(
+    boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """The white rectangle of a view spans the box that the view's cells are told."""
+    monkeypatch.setattr(
+        "hgpose.train.person.random_fill", lambda size, rng: np.zeros((size, size, 3), np.uint8)
+    )
+    made, _ = task(boxes([[(38, 22, 62, 60)]]), tmp_path)
+    made.dataset.aug = STILL
+    item = made.dataset[(epoch, 0)]
+    white = item["image"][0].numpy() > 127
+    own = item["shares"].numpy() > 0
+    if not own.any():
+        assert white.mean() < 0.2
+        return
+    ys, xs = np.nonzero(white)
+    span = [xs.min() - 0.5, ys.min() - 0.5, xs.max() + 0.5, ys.max() + 0.5]
+    # A turned rectangle's corners are thinner than a pixel.
+    assert np.allclose(item["boxes"].numpy()[:, own].T, span, atol=2)
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone(boxes: Boxes, tmp_path: Path) -> None:
+    made, _ = task(boxes([[(10, 10, 50, 70)], []]), tmp_path)
+    first, again, later = (made.dataset[key] for key in ((3, 0), (3, 0), (4, 0)))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["image"], later["image"])
+
+
+def test_centre_loss_wants_the_centre() -> None:
+    made = {key: torch.from_numpy(value)[None] for key, value in targets((10, 6, 38, 58)).items()}
+    raw = (made["centres"] == 1).float() * 12 - 6
+    right = centre_loss(raw, made["centres"], made["known"])
+    wrong = centre_loss(raw.flip(-1), made["centres"], made["known"])
+    blind = centre_loss(torch.full_like(raw, -6), made["centres"], made["known"])
+    assert right < 0.1 < blind < wrong
+    # Where nothing is known, nothing is wrong.
+    assert centre_loss(raw.flip(-1), made["centres"] * 0, made["known"] * 0) == 0
+
+
+def test_box_loss_by_hand() -> None:
+    box = torch.tensor([4.0, 8.0, 24.0, 40.0]).view(1, 4, 1, 1).expand(1, 4, 16, 16)
+    shares = torch.zeros(1, 16, 16)
+    shares[0, 5, 3] = 2.0
+    # Cell (3, 5) lies at input px (13.5, 21.5).
+    exact = torch.tensor([9.5, 13.5, 10.5, 18.5]).view(1, 4, 1, 1).expand(1, 4, 16, 16)
+    assert box_loss(exact, box, shares).item() == pytest.approx(0, abs=1e-5)
+    # Half as wide inside the same height: half overlaps, no empty hull.
+    half = torch.tensor([9.5, 13.5, 0.5, 18.5]).view(1, 4, 1, 1).expand(1, 4, 16, 16)
+    assert box_loss(half, box, shares).item() == pytest.approx(0.5)
+    assert box_loss(half, box, shares * 0).item() == 0
+
+
+def test_box_loss_agrees_with_decoding() -> None:
+    """The boxes that :meth:`PersonFinder.decode` makes are those the loss has learnt."""
+    wanted = (10.0, 6.0, 38.0, 58.0)
+    made = {key: torch.from_numpy(value)[None] for key, value in targets(wanted).items()}
+    centre = torch.tensor([1.5 + 4 * 6, 1.5 + 4 * 8])
+    sides = torch.cat([centre - torch.tensor(wanted[:2]), torch.tensor(wanted[2:]) - centre])
+    distances = sides.view(1, 4, 1, 1).expand(1, 4, 16, 16)
+    only = torch.zeros(1, 16, 16)
+    only[0, 8, 6] = 1
+    assert box_loss(distances, made["boxes"], only).item() == pytest.approx(0, abs=1e-5)
+    found, _ = PersonFinder.decode((made["centres"] == 1).float() * 8 - 4, distances, max_people=1)
+    assert found[0, 0].tolist() == pytest.approx(wanted)
+
+
+def test_overfits_two_images(boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = boxes([[(20, 8, 50, 72)], [(55, 20, 85, 60)]])
+    made, run = task(two, tmp_path, epochs=140, learning_rate=0.01, warmup_steps=10)
+    made.dataset.aug = STILL
+    as_at_test_time = CropTransform.letterbox((100, 80), 64, 64)
+    monkeypatch.setattr(made.dataset, "_random_view", lambda image, rng: as_at_test_time)
+    losses: list[float] = []
+    trainer = Trainer(made, run)
+    assert trainer.run(lambda progress: losses.append(progress.loss)).is_file()
+    assert losses[-1] < 0.2 * losses[0]
+    assert trainer.scores["AP50"] > 99
+
+
+def test_validation_set_without_boxes(boxes: Boxes, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"0\.png.* has no boxes"):
+        task(boxes([[], []]), tmp_path)

@@ -1,0 +1,533 @@
+"""The pose task and the loop around it: it learns, stops, goes on, and fails without loss."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sized
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import write_png
+from PIL import Image
+from torch import Tensor, nn
+
+from hgpose.errors import InputError, OutputError, TrainingError
+from hgpose.keypoints import COCO17
+from hgpose.options import TrainOptions
+from hgpose.train import loop
+from hgpose.train.augment import Augmentation
+from hgpose.train.datasets import PoseSet
+from hgpose.train.loop import Progress, Trainer
+from hgpose.train.pose import PoseDataset, PoseTask
+from hgpose.weights import Card, load_weights
+
+People = Callable[[int], PoseSet]
+#: Crops as at test time.
+STILL = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+LEFT_WRIST, RIGHT_WRIST = COCO17.index("left_wrist"), COCO17.index("right_wrist")
+
+
+def nothing(progress: Progress) -> None:
+    pass
+
+
+def pose_task(people: PoseSet, options: TrainOptions, cache: Path, empty: tuple[Path, ...] = ()) -> PoseTask:
+    # Down to 2x2 cells: a batch of two leaves something to normalise by.
+    architecture = {"stacks": 1, "width": 16, "depth": 3}
+    return PoseTask(people, people, empty, COCO17, architecture, options, cache, {"data": ("drawn",)})
+
+
+def options(out: Path, **changes: Any) -> TrainOptions:
+    values: dict[str, Any] = {
+        "size_px": 64,
+        "batch": 2,
+        "epochs": 10,
+        "warmup_steps": 3,
+        "device": "cpu",
+        "half": False,
+        "workers": 0,
+        # At every look.
+        "checkpoint_minutes": 1e-9,
+    }
+    return TrainOptions(out=out, **values | changes)
+
+
+class Toy:
+    """A task of milliseconds: tell whether an image is bright."""
+
+    name = "toy"
+
+    def __init__(self, samples: int = 8, score: float = 50.0) -> None:
+        self.dataset: Any = _ToySamples(samples)
+        self.score, self.poison = score, False
+
+    def build(self) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        loss: Tensor = (model(batch["image"]).mean((1, 2, 3)) - batch["bright"]).square().mean()
+        return loss * torch.nan if self.poison else loss
+
+    def validate(self, model: nn.Module, device: torch.device, half: bool) -> dict[str, float]:
+        assert not model.training
+        return {"right": self.score}
+
+    def card(self) -> Card:
+        return Card("toy", self.name, {"kind": "toy"}, 64, (0, 0, 0), (1, 1, 1))
+
+
+class _ToySamples(torch.utils.data.Dataset[dict[str, Any]], Sized):
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        rng = np.random.default_rng(key)
+        bright = float(rng.random() < 0.5)
+        return {"image": torch.full((1, 8, 8), bright), "bright": torch.tensor(bright)}
+
+
+@pytest.fixture
+def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_LOOK_STEPS", 5)
+
+
+def log_rows(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint(out: Path, name: str = "checkpoint.pt") -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(out / name, weights_only=True)
+    return state
+
+
+def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a["step"] == b["step"]
+    for part in ("model", "ema"):
+        for key, value in a[part].items():
+            assert torch.equal(value, b[part][key]), f"{part} {key}"
+    for ours, theirs in zip(a["optimizers"], b["optimizers"], strict=True):
+        for row, state in ours["state"].items():
+            for key, value in state.items():
+                assert torch.equal(value, theirs["state"][row][key]), key
+
+
+# Samples
+
+
+def dataset(people: PoseSet, tmp_path: Path, aug: Augmentation, **changes: Any) -> PoseDataset:
+    task = pose_task(people, options(tmp_path / "run"), tmp_path / "cache", **changes)
+    task.dataset.aug = aug
+    return task.dataset
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(people: People, tmp_path: Path) -> None:
+    samples = dataset(people(3), tmp_path, Augmentation())
+    first = samples[(4, 1)]
+    samples[(5, 2)]
+    again, later = samples[(4, 1)], samples[(5, 1)]
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["image"], later["image"])
+    samples.seed = 1
+    assert not torch.equal(first["image"], samples[(4, 1)]["image"])
+
+
+@pytest.mark.parametrize("mirror", [0.0, 1.0])
+def test_pixels_carry_joints_and_mirroring_swaps_sides(
+    people: People, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: float
+) -> None:
+    monkeypatch.setattr(
+        "hgpose.train.pose.random_fill", lambda size, rng: np.zeros((size, size, 3), np.uint8)
+    )
+    one = people(1)
+    # The left wrist is the only thing to see, and the joints' weights tell them apart.
+    image = np.zeros((120, 100, 3), np.uint8)
+    one.points[0, LEFT_WRIST] = 40, 70
+    cv2.circle(image, (40, 70), 4, (255, 255, 255), -1)
+    write_png(one.files[0], image)
+    one.weights[0] = np.linspace(0.1, 1, 17)
+    still = replace(STILL, scale=0.2, rotation_deg=40, any_rotation=0.5, shift=0.05, mirror=mirror)
+    samples = dataset(one, tmp_path, still)
+    wanted = RIGHT_WRIST if mirror else LEFT_WRIST
+    seen = 0
+    for epoch in range(20):
+        item = samples[(epoch, 0)]
+        assert item["weights"][wanted] == pytest.approx(one.weights[0, LEFT_WRIST])
+        weight = item["image"][0].double()
+        if not item["present"][wanted] or weight.sum() < 1000:
+            continue
+        ys, xs = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+        found = torch.stack([(weight * xs).sum(), (weight * ys).sum()]) / weight.sum()
+        assert torch.allclose((found - 1.5) / 4, item["points"][wanted].double(), atol=0.1)
+        seen += 1
+    assert seen > 10
+
+
+def test_absent_and_unknown_joints(people: People, tmp_path: Path) -> None:
+    one = people(1)
+    one.visibility[0, LEFT_WRIST] = 0
+    one.weights[0, LEFT_WRIST] = 0
+    samples = dataset(one, tmp_path, replace(STILL, part=1))
+    absent = 0
+    for epoch in range(20):
+        item = samples[(epoch, 0)]
+        assert not item["present"][LEFT_WRIST] and item["weights"][LEFT_WRIST] == 0
+        known = item["weights"] > 0
+        assert known.sum() == 16
+        inside = ((item["points"] > -0.5) & (item["points"] < 15.5)).all(-1)
+        assert torch.equal(item["present"][known], inside[known])
+        absent += int((known & ~item["present"]).sum())
+    assert absent > 20
+
+
+def test_crops_of_nobody(people: People, tmp_path: Path) -> None:
+    empty = write_png(tmp_path / "empty.png", np.full((80, 90, 3), 33, np.uint8))
+    samples = dataset(people(1), tmp_path, STILL, empty=(empty,))
+    samples.empty_share = 1.0
+    item = samples[(0, 0)]
+    assert not item["present"].any() and (item["weights"] == 1).all()
+    assert (item["image"] == 33).any()
+
+
+# Learning
+
+
+def test_overfits_two_people(people: People, tmp_path: Path) -> None:
+    run = options(tmp_path / "run", epochs=150, learning_rate=0.01, checkpoint_minutes=5)
+    task = pose_task(people(2), run, tmp_path / "cache")
+    task.dataset.aug = STILL
+    losses: list[float] = []
+    trainer = Trainer(task, run)
+    best = trainer.run(lambda progress: losses.append(progress.loss))
+    assert trainer.scores == {"pck@0.2": 100.0}
+    # From knowing nothing of 257 outcomes, 5.5, near to the targets' own entropy, 2.84.
+    assert losses[0] > 4.5 and losses[-1] < 3.3
+    # What was written says the same as what was trained.
+    model, card = load_weights(best, "pose")
+    assert (card.keypoint_set, card.input_px, card.data) == ("coco17", 64, ("drawn",))
+    assert task.validate(model, torch.device("cpu"), False) == {"pck@0.2": 100.0}
+
+
+# Stopping and going on
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_resume_after_an_exception_equals_an_uninterrupted_run(
+    people: People, tmp_path: Path, short_looks: None
+) -> None:
+    four = people(4)
+
+    def train(out: str, report: Callable[[Progress], None], **changes: Any) -> None:
+        run = options(tmp_path / out, **changes)
+        Trainer(pose_task(four, run, tmp_path / "cache"), run).run(report)
+
+    def stop(progress: Progress) -> None:
+        # The checkpoint of step 5 is there, that of step 10 is not yet.
+        if progress.step == 10:
+            raise Interrupted
+
+    train("whole", nothing)
+    with pytest.raises(Interrupted):
+        train("halves", stop, workers=1)
+    assert checkpoint(tmp_path / "halves")["step"] == 5
+    train("halves", nothing, workers=1, resume=True)
+    assert_same_state(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halves"))
+    whole, halves = (
+        [(row["step"], row["samples"], row["loss"], row["score"]) for row in log_rows(tmp_path / out)]
+        for out in ("whole", "halves")
+    )
+    assert whole == halves
+    assert (tmp_path / "whole/best.safetensors").read_bytes() == (
+        tmp_path / "halves/best.safetensors"
+    ).read_bytes()
+
+
+def train_until_killed(people: PoseSet, run: TrainOptions, cache: Path) -> None:
+    """Runs in a process of its own."""
+    torch.set_num_threads(1)
+    loop._LOOK_STEPS = 5
+
+    def die(progress: Progress) -> None:
+        if progress.step == 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer(pose_task(people, run, cache), run).run(die)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill")
+def test_resume_after_a_kill_equals_an_uninterrupted_run(
+    people: People, tmp_path: Path, short_looks: None
+) -> None:
+    four, cache = people(4), tmp_path / "cache"
+    process = multiprocessing.get_context("spawn").Process(
+        target=train_until_killed, args=(four, options(tmp_path / "killed"), cache)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert checkpoint(tmp_path / "killed")["step"] == 10
+    for run in (options(tmp_path / "killed", resume=True), options(tmp_path / "whole")):
+        Trainer(pose_task(four, run, cache), run).run(nothing)
+    assert_same_state(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "killed"))
+
+
+def test_killed_in_the_last_validation_still_ends_with_weights(tmp_path: Path, short_looks: None) -> None:
+    class Killed(Toy):
+        def validate(self, *args: Any) -> dict[str, float]:
+            raise Interrupted
+
+    run = options(tmp_path)
+    with pytest.raises(Interrupted):
+        Trainer(Killed(), run).run(nothing)
+    assert Trainer(Toy(), replace(run, resume=True)).run(nothing).is_file()
+
+
+def test_stable_checkpoint_prolongs_a_run(tmp_path: Path, short_looks: None) -> None:
+    Trainer(Toy(), options(tmp_path / "short", epochs=10, decay=0.5)).run(nothing)
+    # Eight samples in batches of two: half of 40 steps.
+    assert checkpoint(tmp_path / "short", "stable.pt")["step"] == 20
+    (tmp_path / "long").mkdir()
+    (tmp_path / "short/stable.pt").rename(tmp_path / "long/checkpoint.pt")
+    Trainer(Toy(), options(tmp_path / "long", epochs=20, decay=0.5, resume=True)).run(nothing)
+    Trainer(Toy(), options(tmp_path / "whole", epochs=20, decay=0.5)).run(nothing)
+    assert_same_state(checkpoint(tmp_path / "long"), checkpoint(tmp_path / "whole"))
+
+
+def test_minutes_end_a_run(tmp_path: Path, short_looks: None) -> None:
+    run = options(tmp_path, epochs=None, minutes=0.02)
+    seen: list[float] = []
+    Trainer(Toy(), run).run(lambda progress: seen.append(progress.done))
+    assert seen[-1] == 1 and seen == sorted(seen)
+    assert 1.2 <= checkpoint(tmp_path)["seconds"] < 5
+
+
+def test_only_a_better_score_replaces_the_best_weights(tmp_path: Path, short_looks: None) -> None:
+    task = Toy(score=70)
+    Trainer(task, options(tmp_path)).run(nothing)
+    best = (tmp_path / "best.safetensors").read_bytes()
+    task.score = 60
+    Trainer(task, options(tmp_path, epochs=20, resume=True)).run(nothing)
+    assert (tmp_path / "best.safetensors").read_bytes() == best
+    assert checkpoint(tmp_path)["best"] == 70
+    task.score = 80
+    Trainer(task, options(tmp_path, epochs=30, resume=True)).run(nothing)
+    assert (tmp_path / "best.safetensors").read_bytes() != best
+
+
+# Log and curves
+
+
+def test_log_and_curves(tmp_path: Path, short_looks: None) -> None:
+    Trainer(Toy(), options(tmp_path, epochs=5, validation_minutes=1e-9)).run(nothing)
+    rows = log_rows(tmp_path)
+    losses = [row for row in rows if row["loss"]]
+    assert [int(row["step"]) for row in losses] == [5, 10, 15, 20]
+    assert [int(row["samples"]) for row in losses] == [10, 20, 30, 40]
+    assert all(float(row["loss"]) >= 0 and float(row["samples_per_s"]) > 0 for row in losses)
+    scores = [row for row in rows if row["score"]]
+    assert [int(row["step"]) for row in scores] == [5, 10, 15, 20]
+    assert all(float(row["score"]) == 50 and not row["loss"] for row in scores)
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.format == "PNG"
+        colors = {tuple(c) for c in np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()}
+    # The loss is drawn in blue, the score in orange.
+    assert (31, 119, 180) in colors and (255, 127, 14) in colors
+
+
+def test_resumed_log_drops_what_happens_again(tmp_path: Path, short_looks: None) -> None:
+    Trainer(Toy(), options(tmp_path)).run(nothing)
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("45,90,9.0,0.5,10.0,\r\n4")
+    Trainer(Toy(), options(tmp_path, resume=True))
+    assert [int(row["step"]) for row in log_rows(tmp_path)] == [*range(5, 45, 5), 40]
+
+
+def test_new_run_begins_a_new_log(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("left by a run that never came to a checkpoint\n1,2\n")
+    Trainer(Toy(), options(tmp_path))
+    assert log_rows(tmp_path) == []
+    assert (tmp_path / "log.csv").read_text().startswith("step,samples,seconds,loss,samples_per_s,score")
+
+
+def test_matplotlib_is_asked_for_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TrainingError, match=r"pip install hgpose\[train\]"):
+        Trainer(Toy(), options(tmp_path))
+
+
+# Failing
+
+
+def test_loss_that_is_no_number_keeps_the_checkpoint(tmp_path: Path, short_looks: None) -> None:
+    task = Toy()
+
+    def poison(progress: Progress) -> None:
+        task.poison = progress.step == 10
+
+    with pytest.raises(TrainingError, match=r"loss is nan at step 15; .*checkpoint\.pt holds .*--resume"):
+        Trainer(task, options(tmp_path)).run(poison)
+    state = checkpoint(tmp_path)
+    assert state["step"] == 10
+    assert all(value.isfinite().all() for value in state["model"].values())
+    task.poison = False
+    Trainer(task, options(tmp_path, resume=True)).run(nothing)
+    assert checkpoint(tmp_path)["step"] == 40
+
+
+def test_loss_that_is_never_a_number(tmp_path: Path, short_looks: None) -> None:
+    task = Toy()
+    task.poison = True
+    with pytest.raises(TrainingError, match=r"loss is nan at step 5; lower --lr") as raised:
+        Trainer(task, options(tmp_path)).run(nothing)
+    assert "checkpoint" not in str(raised.value)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_broken_weights_are_never_saved(tmp_path: Path, bad: float) -> None:
+    trainer = Trainer(Toy(), options(tmp_path))
+    trainer.save(trainer.checkpoint)
+    whole = trainer.checkpoint.read_bytes()
+    with torch.no_grad():
+        next(trainer.model.parameters()).view(-1)[0] = bad
+    trainer._average()
+    with pytest.raises(TrainingError, match="weights are not finite"):
+        trainer.save(trainer.checkpoint)
+    assert trainer.checkpoint.read_bytes() == whole
+
+
+def test_score_that_is_no_number(tmp_path: Path, short_looks: None) -> None:
+    with pytest.raises(TrainingError, match=r"validation's right is nan"):
+        Trainer(Toy(score=float("nan")), options(tmp_path)).run(nothing)
+    assert checkpoint(tmp_path)["step"] == 40
+
+
+def test_corrupt_validation_image_costs_nothing(people: People, tmp_path: Path, short_looks: None) -> None:
+    two = people(2)
+    run = options(tmp_path / "run")
+    task = pose_task(two, run, tmp_path / "cache")
+    two.files[1].write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"1\.png"):
+        Trainer(task, run).run(nothing)
+    assert checkpoint(run.out)["step"] == 10
+
+
+@pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:200])])
+def test_bad_training_image_is_named_before_training(
+    people: People, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    two = people(2)
+    damage(two.files[1])
+    with pytest.raises(InputError, match=r"1\.png: cannot be read"):
+        pose_task(two, options(tmp_path / "run"), tmp_path / "cache")
+
+
+def test_validation_set_that_cannot_be_scored(people: People, tmp_path: Path) -> None:
+    two = people(2)
+    two.visibility[:, COCO17.index("left_shoulder")] = 0
+    with pytest.raises(InputError, match=r"0\.png.*left_shoulder"):
+        pose_task(two, options(tmp_path / "run"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_too_few_samples(tmp_path: Path, samples: int) -> None:
+    with pytest.raises(TrainingError, match=f"at least 2 samples, there are {samples}"):
+        Trainer(Toy(samples), options(tmp_path))
+
+
+def test_fewer_samples_than_a_batch(tmp_path: Path) -> None:
+    Trainer(Toy(3), options(tmp_path, batch=16, epochs=4)).run(nothing)
+    assert checkpoint(tmp_path)["step"] == 4
+
+
+def test_run_in_the_way(tmp_path: Path) -> None:
+    Trainer(Toy(), options(tmp_path, epochs=1)).run(nothing)
+    log = (tmp_path / "log.csv").read_bytes()
+    with pytest.raises(TrainingError, match="add --resume, or choose another --out"):
+        Trainer(Toy(), options(tmp_path, epochs=1))
+    assert (tmp_path / "log.csv").read_bytes() == log
+
+
+def test_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(OutputError, match="run"):
+        Trainer(Toy(), options(tmp_path / "run"))
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: nothing to resume"):
+        Trainer(Toy(), options(tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half a zip"])
+def test_not_a_checkpoint(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: not a checkpoint"):
+        Trainer(Toy(), options(tmp_path, resume=True))
+
+
+def test_truncated_checkpoint(tmp_path: Path) -> None:
+    Trainer(Toy(), options(tmp_path, epochs=1)).run(nothing)
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: not a checkpoint"):
+        Trainer(Toy(), options(tmp_path, resume=True))
+
+
+def test_checkpoint_of_another_run(people: People, tmp_path: Path) -> None:
+    Trainer(Toy(), options(tmp_path, epochs=1)).run(nothing)
+    for changes in ({"seed": 1}, {"batch": 4}):
+        with pytest.raises(TrainingError, match=r"--batch 2 --seed 0: resume with the same"):
+            Trainer(Toy(), options(tmp_path, resume=True, **changes))
+    run = options(tmp_path, resume=True)
+    with pytest.raises(TrainingError, match="not a checkpoint of this run"):
+        Trainer(pose_task(people(2), run, tmp_path / "cache"), run)
+
+
+def test_weights_to_begin_with(people: People, tmp_path: Path) -> None:
+    two = people(2)
+    first = options(tmp_path / "first", epochs=1)
+    best = Trainer(pose_task(two, first, tmp_path / "cache"), first).run(nothing)
+    second = options(tmp_path / "second", init=str(best))
+    started = Trainer(pose_task(two, second, tmp_path / "cache"), second)
+    trained, _ = load_weights(best, "pose")
+    assert torch.equal(
+        started.model.state_dict()["stem.conv.weight"], trained.state_dict()["stem.conv.weight"]
+    )
+    wider = PoseTask(
+        two, two, (), COCO17, {"stacks": 1, "width": 32, "depth": 3}, second, tmp_path / "cache", {}
+    )
+    with pytest.raises(TrainingError, match=r"best\.safetensors: its network is .*'width': 16.*'width': 32"):
+        Trainer(wider, replace(second, out=tmp_path / "third"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
+def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(Toy(), options(tmp_path))
+    trainer.save(trainer.checkpoint)
+    whole = trainer.checkpoint.read_bytes()
+    opened = Path.open
+
+    def full(path: Path, *args: Any, **kwargs: Any) -> Any:
+        return opened(Path("/dev/full") if path.suffix == ".part" else path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OutputError, match=r"checkpoint\.pt: No space left"):
+        trainer.save(trainer.checkpoint)
+    assert trainer.checkpoint.read_bytes() == whole
+    assert not list(tmp_path.glob("*.part"))
