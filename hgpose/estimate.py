@@ -45,7 +45,9 @@ class CropEstimator:
 
     def transform(self, box_xyxy: NDArray[np.floating]) -> CropTransform:
         """The crop that belongs to a box ``(4,)`` image px."""
-        return CropTransform.from_box(box_xyxy, self.card.input_px, self.card.box_padding)
+        return CropTransform.from_box(
+            box_xyxy, self.card.input_px, self.card.box_padding, self.card.center_shift
+        )
 
     def __call__(
         self,
@@ -58,11 +60,11 @@ class CropEstimator:
         Args:
             images: N images ``(H, W, 3)`` uint8 RGB; the same one may stand there often.
             transforms: N crops, one for each.
-            keep_heatmaps: also return the probability heatmaps.
+            keep_heatmaps: also return the heatmaps.
 
         Returns:
             points ``(N, K, 2)`` float32 image px, scores ``(N, K)`` float32 in [0, 1], and
-            heatmaps ``(N, K, S/4, S/4)`` float32 if asked for.
+            heatmaps ``(N, K, S/4, S/4)`` float32 in [0, 1] if asked for.
         """
         k = len(self.keypoint_set)
         parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -70,7 +72,7 @@ class CropEstimator:
             chunk = slice(start, start + self.batch)
             crops = [t.warp(image) for image, t in zip(images[chunk], transforms[chunk], strict=True)]
             maps = self._heatmaps(crops)
-            parts.append((*heatmaps.decode(maps), maps if keep_heatmaps else None))
+            parts.append((*self._decode(maps), maps.clamp(0, 1) if keep_heatmaps else None))
         if not parts:
             return np.zeros((0, k, 2), np.float32), np.zeros((0, k), np.float32), None
         cells = torch.cat([p[0] for p in parts]).cpu().numpy()
@@ -81,10 +83,19 @@ class CropEstimator:
 
     def _heatmaps(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
         if not self.flip_test:
-            return heatmaps.probabilities(self.network(crops)[-1])
-        both = heatmaps.probabilities(self.network([*crops, *(c[:, ::-1] for c in crops)])[-1])
+            return self._read(self.network(crops)[-1])
+        both = self._read(self.network([*crops, *(c[:, ::-1] for c in crops)])[-1])
         straight, mirrored = both.chunk(2)
-        return (straight + heatmaps.flip(mirrored, self.keypoint_set.flip_order)) / 2
+        order, shift = self.keypoint_set.flip_order, self.card.shift_heatmap
+        return (straight + heatmaps.flip(mirrored, order, shift)) / 2
+
+    def _read(self, maps: Tensor) -> Tensor:
+        return maps.float() if self.card.decoding == "peak" else heatmaps.probabilities(maps)
+
+    def _decode(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        if self.card.decoding == "peak":
+            return heatmaps.decode_peak(maps, self.card.refine_from, self.card.offset_cells)
+        return heatmaps.decode(maps)
 
 
 def keypoint_box(

@@ -59,11 +59,16 @@ class CropTransform:
             raise InputError(f"a crop needs a finite centre and a positive size, got {self}")
 
     @classmethod
-    def from_box(cls, box_xyxy: FloatArray, size_px: int, padding: float = 1.0) -> CropTransform:
-        """The square window around a box ``(4,)`` image px: its longer side times ``padding``."""
+    def from_box(
+        cls, box_xyxy: FloatArray, size_px: int, padding: float = 1.0, shift: float = 0.0
+    ) -> CropTransform:
+        """The square window around a box ``(4,)`` image px: its longer side times ``padding``.
+
+        Its centre lies below the box's by the share ``shift`` of that longer side.
+        """
         x1, y1, x2, y2 = (float(v) for v in box_xyxy)
-        side = max(x2 - x1, y2 - y1, 1.0) * padding
-        return cls(((x1 + x2) / 2, (y1 + y2) / 2), side, (size_px, size_px))
+        side = max(x2 - x1, y2 - y1, 1.0)
+        return cls(((x1 + x2) / 2, (y1 + y2) / 2 + shift * side), side * padding, (size_px, size_px))
 
     @classmethod
     def letterbox(cls, image_wh: tuple[int, int], longest_px: int, multiple_px: int) -> CropTransform:

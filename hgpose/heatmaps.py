@@ -66,9 +66,18 @@ def probabilities(maps: Tensor) -> Tensor:
     return flat[..., :-1].reshape(maps.shape)
 
 
-def flip(heatmaps: Tensor, flip_order: tuple[int, ...]) -> Tensor:
-    """Heatmaps ``(N, K, h, w)`` of a mirrored crop as those of the crop itself (sides swapped back)."""
-    return heatmaps[:, list(flip_order)].flip(-1)
+def flip(heatmaps: Tensor, flip_order: tuple[int, ...], shift: bool = False) -> Tensor:
+    """Heatmaps ``(N, K, h, w)`` of a mirrored crop as those of the crop itself (sides swapped back).
+
+    Args:
+        heatmaps: of the mirrored crop.
+        flip_order: where each keypoint is found after mirroring.
+        shift: move the result by one cell to the right, its first column staying. For networks whose
+            cell h stands for crop px 4 h: mirroring takes 4 h to S - 1 - 4 h, which is no multiple of 4,
+            and the next cell to the right is nearest to where it belongs.
+    """
+    back = heatmaps[:, list(flip_order)].flip(-1)
+    return torch.cat([back[..., :1], back[..., :-1]], dim=-1) if shift else back
 
 
 def decode(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +92,7 @@ def decode(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         points ``(N, K, 2)`` float32 heatmap px, scores ``(N, K)`` float32 in [0, 1].
     """
-    n, k, h, w = heatmaps.shape
+    h, w = heatmaps.shape[2:]
     peak = heatmaps.flatten(2).argmax(-1)
     offsets = torch.arange(-_WINDOW, _WINDOW + 1, device=heatmaps.device)
     x = (peak % w)[..., None] + offsets
@@ -97,3 +106,44 @@ def decode(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     py = (window.sum(-1) * y).sum(-1) / total
     points = torch.stack([px, py], dim=-1)
     return points, score.clamp(0, 1)
+
+
+def decode_peak(heatmaps: Tensor, refine_from: int, offset_cells: float) -> tuple[Tensor, Tensor]:
+    """Peak position and score as the published hourglasses read their maps, which are no probabilities.
+
+    The highest cell, a quarter of a cell towards the higher one of its two neighbours in x, and in y.
+    Where a map is positive nowhere it names no cell: the published code then says cell (-1, -1).
+
+    The published families count in other frames than :mod:`hgpose.geometry`, in which the middle of
+    cell h lies at heatmap px h and at crop px 4 h + 1.5:
+
+    * Family A says ``(h + 0.5) * 4`` in a frame that counts from the corner of the first pixel. From its
+      middle that is 4 h + 1.5: the same place, ``offset_cells`` is 0.
+    * MMPose and its relatives say ``h * 4``, counted from the middle of the first pixel, for so they
+      placed the targets. That is 1.5 crop px, or 0.375 cells, before the middle of cell h:
+      ``offset_cells`` is -0.375.
+
+    Args:
+        heatmaps: ``(N, K, h, w)`` raw maps.
+        refine_from: a peak is refined in both directions, or in none if its x or y is below this or in
+            the last column or row.
+        offset_cells: from the middle of a cell to where a peak in it means the joint to be.
+
+    Returns:
+        points ``(N, K, 2)`` float32 heatmap px, scores ``(N, K)`` float32: the highest value, in [0, 1].
+    """
+    h, w = heatmaps.shape[2:]
+    flat = heatmaps.float().flatten(2)
+    value, peak = flat.amax(-1), flat.argmax(-1)
+    x, y = peak % w, torch.div(peak, w, rounding_mode="floor")
+    inside = (x >= refine_from) & (x < w - 1) & (y >= refine_from) & (y < h - 1)
+
+    def higher_side(step: int) -> Tensor:
+        after, before = (
+            flat.gather(2, (peak + sign * step).clamp(0, h * w - 1)[..., None])[..., 0] for sign in (1, -1)
+        )
+        return 0.25 * (after - before).sign() * inside
+
+    points = torch.stack([x + higher_side(1), y + higher_side(w)], dim=-1)
+    points = torch.where((value > 0)[..., None], points, -1.0) + offset_cells
+    return points, value.clamp(0, 1)

@@ -249,6 +249,7 @@ def watch_camera(
             report(status)
             if window is not None and shot is not None and not window.show(shot.picture, str(status)):
                 source.stop()
+                window = None
         summary = job.result()
     summary.files.remove(str(preview.path))
     return summary
@@ -309,15 +310,19 @@ class _Window:
             cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
             cv2.resizeWindow(self._title, width, height)
             self._opened = True
-        canvas = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        canvas = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), dtype=np.uint8)
         scale = max(0.4, width / 1600)
-        for colour, stroke in (((30, 25, 25), 4), ((255, 255, 255), 1)):
-            at, font = (8, height - 10), cv2.FONT_HERSHEY_SIMPLEX
-            cv2.putText(canvas, line, at, font, scale, colour, stroke, cv2.LINE_AA)
+        canvas[height - round(40 * scale) :] //= 3
+        at, font = (8, height - round(12 * scale)), cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(canvas, line, at, font, scale, (255, 255, 255), 1, cv2.LINE_AA)
         cv2.imshow(self._title, canvas)
         if cv2.waitKey(1) & 0xFF in {ord("q"), ord("Q"), 27}:
             return False
-        return cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
+        try:
+            return cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
+        except cv2.error:
+            # How OpenCV's Qt says that the last window was closed.
+            return False
 
 
 # ---- the browser ----

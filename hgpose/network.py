@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hgpose.device import half_pays
+from hgpose.device import half_pays, has_fast_bfloat16
 from hgpose.models.hourglass import fold_batch_norms
 from hgpose.weights import Card
 
@@ -23,7 +23,7 @@ class Network:
         model: in evaluation mode; it is changed (folded, moved) and must not be used elsewhere.
         card: what it expects.
         device: where it runs.
-        half: float16 on a GPU, bfloat16 on a CPU, for the network's inside; results stay float32.
+        half: bfloat16, or float16 on GPUs without it, for the network's inside; results stay float32.
             ``None``: where it is faster.
     """
 
@@ -38,7 +38,9 @@ class Network:
         self._gain, self._bias = 1 / (255 * std), -mean / std
 
     def _precision(self) -> AbstractContextManager[Any]:
-        dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
+        # Activations of a residual network grow with its depth; bfloat16 has the range of float32.
+        bfloat = self.device.type == "cpu" or has_fast_bfloat16(self.device)
+        dtype = torch.bfloat16 if bfloat else torch.float16
         return torch.autocast(self.device.type, dtype, enabled=self.half)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,19 +72,27 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class EstimatorOptions:
-    """How people and their keypoints are found.
+    """How people and their keypoints are found, and followed through the frames of a video or camera.
 
     Attributes:
         weights: of the pose network, a shipped name or a .safetensors file.
         detector: ``person`` (the trained finder), ``whole-frame`` or ``boxes:FILE``.
-        person: ``all`` or ``largest``.
-        max_people: at most so many a frame, the surest first.
+        person: ``all``, ``largest``, ``center`` (nearest to the image's centre) or ``id:N``.
+        max_people: at most so many a frame, the surest first; of people who are followed, those
+            followed longest.
         min_person_score: people whose mean keypoint score is lower are taken for none.
         flip_test: also run mirrored crops and average: slower, more accurate.
         batch: crops, and frames, that go through a network at once, at most.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
         half: half precision inside the networks; ``None``: where it is faster.
         heatmaps: keep the probability maps, for drawing.
+        track: follow people: ids, boxes from the frame before, smoothing. Otherwise every frame is taken
+            by itself.
+        lost_s: a person who is out of sight for longer gets a new id, seconds.
+        smooth: ``none``, ``live`` (as frames come) or ``full`` (looks ahead, no lag, bridges short gaps);
+            ``None``: full for videos, live for a camera.
+        fix_sides: put left and right keypoints right that change places for a few frames (not live).
+        keep_raw: keep the network's own keypoints beside those smoothed.
     """
 
     weights: str = "pose-body19"
@@ -96,6 +105,11 @@ class EstimatorOptions:
     device: str = "auto"
     half: bool | None = None
     heatmaps: bool = False
+    track: bool = True
+    lost_s: float = 1.0
+    smooth: str | None = None
+    fix_sides: bool = True
+    keep_raw: bool = False
 
     def __post_init__(self) -> None:
         boxes = self.detector.startswith("boxes:") and len(self.detector) > len("boxes:")
@@ -103,10 +117,25 @@ class EstimatorOptions:
             boxes or self.detector in {"person", "whole-frame"},
             f"--detector must be person, whole-frame or boxes:FILE, not {self.detector!r}",
         )
-        _require(self.person in {"all", "largest"}, f"--person must be all or largest, not {self.person!r}")
+        by_id = re.fullmatch(r"id:[0-9]+", self.person) is not None
+        _require(
+            by_id or self.person in {"all", "largest", "center"},
+            f"--person must be all, largest, center or id:N, not {self.person!r}",
+        )
+        _require(self.track or not by_id, f"--person {self.person} needs ids: leave out --no-track")
         _require(self.max_people is None or self.max_people >= 1, "--max-people must be at least 1")
         _require(self.batch >= 1, f"--batch must be at least 1, not {self.batch}")
         _require(0 <= self.min_person_score <= 1, "--min-person-score must lie in 0 to 1")
+        _require(self.lost_s >= 0, f"--lost must not be negative, not {self.lost_s}")
+        _require(
+            self.smooth in {None, "none", "live", "full"},
+            f"--smooth must be none, live or full, not {self.smooth!r}",
+        )
+        _require(
+            self.track or self.smooth in {None, "none"},
+            f"--smooth {self.smooth} goes without --no-track only",
+        )
+        _require(self.track or not self.keep_raw, "--keep-raw goes without --no-track only")
 
     @property
     def boxes_file(self) -> Path:
@@ -148,8 +177,8 @@ class VideoOptions:
         save: kinds of output, see :data:`hgpose.sinks.SINKS`.
         start_s, end_s: the part of a video, seconds from its beginning; ``None``: to the end.
         every: take every n-th frame.
-        detect_every: look for people anew on every n-th frame taken; between, each person is looked
-            for where it was.
+        detect_every: of people who are followed, look anew on every n-th frame taken at least; between,
+            each person is looked for where it should be by now.
         overwrite: replace files of an earlier run.
         style: how overlays are drawn.
     """
@@ -158,7 +187,7 @@ class VideoOptions:
     start_s: float = 0.0
     end_s: float | None = None
     every: int = 1
-    detect_every: int = 1
+    detect_every: int = 10
     overwrite: bool = False
     style: Style = DEFAULT_STYLE
 
@@ -178,7 +207,7 @@ class CameraOptions:
         mirror: swap left and right, as one expects of one's own picture.
         record: folder for the same files as of a video; ``None``: nothing is kept.
         save: kinds of files to record, see :data:`hgpose.sinks.SINKS`.
-        detect_every: look for people anew on every n-th frame taken.
+        detect_every: as of :class:`VideoOptions`.
         window: show a window where there is a display.
         serve: port of the preview in the browser, 0 for any free one; ``None``: no such preview.
         host: address it listens on. Any but loopback lets others in the network watch.
@@ -188,7 +217,7 @@ class CameraOptions:
     mirror: bool = False
     record: Path | None = None
     save: tuple[str, ...] = ("overlay", "csv", "json")
-    detect_every: int = 1
+    detect_every: int = 10
     window: bool = True
     serve: int | None = None
     host: str = "127.0.0.1"

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from hgpose.estimate import Estimator, keypoint_box
+from hgpose.errors import InputError
+from hgpose.estimate import Estimator
+from hgpose.follow import Follower
 from hgpose.sinks import Sink
 from hgpose.sources import Source
-from hgpose.types import Detections, Frame, Poses
+from hgpose.types import Frame, Poses
 
 #: Frames that may wait between two stages. Enough to even out slow frames, little memory.
 _QUEUE = 8
 #: The same for a camera, where a frame that waits is a frame shown late.
 _LIVE_QUEUE = 1
+#: A reader that is stuck for so long, as on a stalled pipe, is left to end by itself.
+_JOIN_TIMEOUT_S = 2.0
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Summary:
         seconds: it took, from opening to the last file's completion.
         detector_s, pose_s: time in the detector, and in crops, pose network and decoding.
         detections: on how many frames the detector ran.
+        sides_corrected: poses in which a left and a right keypoint had changed places and were put right.
         damage: why frames may be missing, or ``None``.
         files: that were written.
         error: why nothing came of it, or ``None``.
@@ -46,17 +49,18 @@ class Summary:
     detector_s: float = 0.0
     pose_s: float = 0.0
     detections: int = 0
+    sides_corrected: int = 0
     damage: str | None = None
     files: list[str] = field(default_factory=list)
     error: str | None = None
 
 
 @contextmanager
-def _read_ahead(source: Source, batch: int, live: bool) -> Iterator[Iterator[list[Frame]]]:
-    """Frames in lists of at most ``batch``: what is ready, at least one; read ahead in a thread unless live."""
-    if live:
-        yield ([frame] for frame in source)
-        return
+def _read_ahead(source: Source, opened: ExitStack, batch: int) -> Iterator[Iterator[list[Frame]]]:
+    """Frames read by a thread, in lists of at most ``batch``: what is ready, at least one.
+
+    The thread closes the source, ``opened``, as it alone knows when no read is under way.
+    """
     ready: queue.Queue[Frame | BaseException | None] = queue.Queue(max(_QUEUE, batch))
     stopped = threading.Event()
 
@@ -68,10 +72,11 @@ def _read_ahead(source: Source, batch: int, live: bool) -> Iterator[Iterator[lis
     def read() -> None:
         end: BaseException | None = None
         try:
-            for frame in source:
-                put(frame)
-                if stopped.is_set():
-                    return
+            with closing:
+                for frame in source:
+                    put(frame)
+                    if stopped.is_set():
+                        return
         except BaseException as error:
             # Raised again where the frames are taken.
             end = error
@@ -93,60 +98,14 @@ def _read_ahead(source: Source, batch: int, live: bool) -> Iterator[Iterator[lis
             if item is None:
                 return
 
+    closing = opened.pop_all()
     thread = threading.Thread(target=read, name="decode", daemon=True)
     thread.start()
     try:
         yield batches()
     finally:
         stopped.set()
-        thread.join()
-
-
-class Follower:
-    """Finds the people of frames in order, detecting anew on every n-th frame only.
-
-    Between two detections each person is looked for where its keypoints were on the frame before.
-    """
-
-    def __init__(self, estimator: Estimator, detect_every: int) -> None:
-        self.estimator, self.detect_every = estimator, detect_every
-        self._last: Poses | None = None
-        self._since = 0
-        self.detector_s = self.pose_s = 0.0
-        self.detections = 0
-
-    def __call__(self, frames: Sequence[Frame]) -> list[Poses]:
-        """The people of each frame; ``frames`` go on where those of the last call ended."""
-        if self.detect_every == 1:
-            return self._detect(frames)
-        found: list[Poses] = []
-        for frame in frames:
-            if self._last is None or self._since >= self.detect_every:
-                poses = self._detect([frame])[0]
-                self._since = 0
-            else:
-                started = time.perf_counter()
-                boxes = [
-                    keypoint_box(*person)
-                    for person in zip(self._last.keypoints, self._last.scores, self._last.boxes, strict=True)
-                ]
-                people = Detections(np.array(boxes, np.float32).reshape(-1, 4), self._last.box_scores)
-                poses = self.estimator.poses([frame], [people])[0]
-                self.pose_s += time.perf_counter() - started
-            self._since += 1
-            self._last = poses
-            found.append(poses)
-        return found
-
-    def _detect(self, frames: Sequence[Frame]) -> list[Poses]:
-        started = time.perf_counter()
-        people = self.estimator.detector(frames)
-        detected = time.perf_counter()
-        found = self.estimator.poses(frames, people)
-        self.detector_s += detected - started
-        self.pose_s += time.perf_counter() - detected
-        self.detections += len(frames)
-        return found
+        thread.join(_JOIN_TIMEOUT_S)
 
 
 def run(
@@ -164,7 +123,7 @@ def run(
         source: not yet entered.
         sinks: makes the sinks once the source is open.
         estimator: finds people and keypoints.
-        detect_every: the detector runs on every n-th frame.
+        detect_every: the detector runs at least on every n-th frame of people who are followed.
         batch: frames that go through the networks together, at most.
         live: the source is a camera: nothing is read ahead.
         report: called now and then with what was done so far.
@@ -173,17 +132,22 @@ def run(
         The summary; all files are complete.
 
     Raises:
-        InputError: the source cannot be opened or shows no frame.
+        InputError: the source cannot be opened or, unless live, shows no frame.
         OutputError: a file cannot be written; none of this source's unfinished files is left.
     """
     started = time.perf_counter()
-    follower = Follower(estimator, detect_every)
     with ExitStack() as stack:
-        stack.enter_context(source)
+        reading = stack.enter_context(ExitStack())
+        reading.enter_context(source)
         summary = Summary(source.info.name)
+        follower = Follower(estimator, detect_every, source.info.fps, live)
         opened = [stack.enter_context(sink) for sink in sinks(source)]
         summary.files = [str(sink.path) for sink in opened]
-        batches = stack.enter_context(_read_ahead(source, 1 if live else batch, live))
+        batches = (
+            ([frame] for frame in source)
+            if live
+            else stack.enter_context(_read_ahead(source, reading, batch))
+        )
         done: queue.Queue[tuple[Frame, Poses] | None] = queue.Queue(_LIVE_QUEUE if live else _QUEUE)
         failed = threading.Event()
         writer_error: list[BaseException] = []
@@ -199,13 +163,13 @@ def run(
                 while done.get() is not None:
                     pass
 
-        writer = threading.Thread(target=write, daemon=True)
+        writer = threading.Thread(target=write, name="write", daemon=True)
         writer.start()
         try:
-            for frames in batches:
+            for finished in follower(batches):
                 if failed.is_set():
                     break
-                for frame, poses in zip(frames, follower(frames), strict=True):
+                for frame, poses in finished:
                     done.put((frame, poses))
                     summary.frames += 1
                     summary.frames_with_people += len(poses) > 0
@@ -213,6 +177,7 @@ def run(
                 summary.seconds = time.perf_counter() - started
                 summary.detector_s, summary.pose_s = follower.detector_s, follower.pose_s
                 summary.detections = follower.detections
+                summary.sides_corrected = follower.sides_corrected
                 report(summary)
         finally:
             done.put(None)
@@ -220,5 +185,7 @@ def run(
         if writer_error:
             raise writer_error[0]
         summary.damage = source.damage
+        if not summary.frames and not live:
+            raise InputError(f"{summary.name}: no frame to process: {summary.damage or 'none was asked for'}")
     summary.seconds = time.perf_counter() - started
     return summary

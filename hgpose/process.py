@@ -6,8 +6,10 @@ The command line parses, calls these and prints; so can a program of one's own.
 from __future__ import annotations
 
 import glob
+import math
 import re
-from collections.abc import Callable, Collection, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,10 +21,13 @@ from hgpose.sinks import SINKS, Run, Sink
 from hgpose.sources import Source
 from hgpose.sources.images import ImageSource, find_images
 from hgpose.sources.video import VideoSource
+from hgpose.types import SourceInfo
 
 Report = Callable[[Summary, int | None], None]
 
 _URL = re.compile(r"[a-z]+://", re.IGNORECASE)
+#: What of a URL belongs in no message: user and password, query.
+_SECRETS = re.compile(r"(?<=//)[^/]*@|[?#].*", re.DOTALL)
 #: Name of the files that hold the keypoints of a whole image set.
 _IMAGE_SET_STEM = "keypoints"
 
@@ -32,43 +37,58 @@ def _quiet(summary: Summary, frame_count: int | None) -> None:
 
 
 def find_videos(inputs: Sequence[str]) -> list[str]:
-    """Files, URLs and ``-`` as they stand; glob patterns as the files they match, sorted.
+    """Glob patterns as the files they match, sorted; all else (files, URLs, ``-``) as it stands.
 
-    Raises:
-        InputError: a pattern matches nothing.
+    A pattern that matches nothing stays, too: it fails like a missing file and stops no other input.
     """
     found: list[str] = []
     for given in inputs:
-        if given == "-" or _URL.match(given) or Path(given).exists() or not glob.has_magic(given):
-            found.append(given)
-        elif matches := sorted(glob.glob(given, recursive=True)):
-            found += matches
-        else:
-            raise InputError(f"{given}: no file matches")
+        # A file may have the name of a pattern. Path.glob knows no absolute patterns.
+        itself = glob.glob(glob.escape(given))  # noqa: PTH207
+        found += itself or sorted(glob.glob(given, recursive=True)) or [given]  # noqa: PTH207
     return list(dict.fromkeys(found))
 
 
 def output_stem(video: str) -> str:
-    """The name, without suffix, of a video's results."""
+    """The name, without suffix, of a video's results.
+
+    Raises:
+        InputError: a URL that is none.
+    """
     if video == "-":
         return "stdin"
     if _URL.match(video):
-        parts = urlsplit(video)
-        return Path(parts.path).stem or parts.hostname or "stream"
+        try:
+            parts = urlsplit(video)
+            return Path(parts.path).stem or parts.hostname or "stream"
+        except ValueError as error:
+            raise InputError(f"{_shown(video)}: not a URL ({error}); check its spelling") from error
     return Path(video).stem
+
+
+def check_kinds(save: Iterable[str]) -> None:
+    """Sees to it that all kinds of output are known.
+
+    Raises:
+        OptionsError: one is not; the message lists those that are.
+    """
+    if unknown := [kind for kind in save if kind not in SINKS]:
+        raise OptionsError(f"--save {','.join(unknown)}: unknown; known: {', '.join(SINKS)}")
+
+
+def _shown(video: str) -> str:
+    return _SECRETS.sub("", video) if _URL.match(video) else video
 
 
 def _sinks(
     estimator: Estimator, options: VideoOptions, out: Path, stem: str, inputs: Collection[Path] = frozenset()
 ) -> Callable[[Source], list[Sink]]:
-    unknown = sorted(set(options.save) - SINKS.keys())
-    if unknown:
-        raise OptionsError(f"--save {','.join(unknown)}: unknown; known: {', '.join(SINKS)}")
+    check_kinds(options.save)
 
     def make(source: Source) -> list[Sink]:
         model, keypoint_set = estimator.model, estimator.keypoint_set
         what = Run(source.info, model, keypoint_set, options.style, options.overwrite, inputs)
-        return [SINKS[kind](out, stem, what) for kind in options.save]
+        return [SINKS[kind](out, stem, what) for kind in dict.fromkeys(options.save)]
 
     return make
 
@@ -87,12 +107,13 @@ def process_video(
         out: folder for the results; made if need be.
         estimator: from :func:`hgpose.load_estimator`.
         options: which part of the video, which files, how they look.
-        report: called now and then with what was done so far, and the number of frames the
-            container declares, if it does.
+        report: called now and then with what was done so far, and how many frames there will be
+            if the container declares it rightly; ``None`` if it does not.
 
     Raises:
-        InputError: the video cannot be opened or shows no picture.
+        InputError: the video cannot be opened or shows no picture in the part asked for.
         OutputError: a file cannot be written or is there already.
+        OptionsError: an unknown kind of file.
     """
     options = options or VideoOptions()
     source = VideoSource(video, start_s=options.start_s, end_s=options.end_s, every=options.every)
@@ -102,8 +123,15 @@ def process_video(
         estimator,
         options.detect_every,
         estimator.options.batch,
-        report=lambda summary: report(summary, source.info.frame_count),
+        report=lambda summary: report(summary, _expected_frames(source.info, options)),
     )
+
+
+def _expected_frames(info: SourceInfo, options: VideoOptions) -> int | None:
+    if info.frame_count is None or info.fps is None:
+        return None
+    ends = (info.frame_count, math.inf if options.end_s is None else options.end_s * info.fps)
+    return max(0, math.ceil((min(ends) - options.start_s * info.fps) / options.every))
 
 
 def process_videos(
@@ -113,19 +141,30 @@ def process_videos(
     options: VideoOptions | None = None,
     report: Report = _quiet,
 ) -> list[Summary]:
-    """:func:`process_video` for each; one that fails has its ``error`` set and stops no other."""
+    """:func:`process_video` for each; one that fails has its ``error`` set and stops no other.
+
+    Raises:
+        OptionsError: an unknown kind of file.
+    """
     summaries: list[Summary] = []
     first_with: dict[str, str] = {}
     for video in videos:
-        stem = output_stem(video)
+        shown = _shown(video)
         try:
-            if (other := first_with.setdefault(stem, video)) != video:
-                raise InputError(f"its results would replace those of {other}; give it another -o")
+            if (other := first_with.setdefault(output_stem(video), video)) != video:
+                raise InputError(
+                    f"{shown}: its results would replace those of {_shown(other)}; give it another -o"
+                )
             summaries.append(process_video(video, out, estimator, options, report))
         except OptionsError:
             raise
         except HgposeError as error:
-            summaries.append(Summary(video, error=str(error)))
+            summaries.append(Summary(shown, error=str(error)))
+        # Whatever a decoder or a GPU answers one video with, the others shall be done.
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+            summaries.append(Summary(shown, error=f"{shown}: failed unexpectedly: {what}; please report it"))
     return summaries
 
 
@@ -143,10 +182,17 @@ def process_images(
         out, estimator, options, report: as for :func:`process_video`.
 
     Raises:
-        InputError: an input is missing or holds no image.
+        InputError: an input is missing or holds no image, or not one image can be read.
         OutputError: a file cannot be written or is there already.
+        OptionsError: an unknown kind of file.
     """
-    images = find_images(inputs)
+    place = Path(out).resolve()
+    # Where ``out`` lies inside an input folder, what an earlier run has left there is no input.
+    images = [
+        (path, name)
+        for path, name in find_images(inputs)
+        if place not in path.resolve().parents[: name.count("/")]
+    ]
     options = options or VideoOptions()
     name = str(inputs[0]) if len(inputs) == 1 else "images"
     return run(

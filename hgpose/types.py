@@ -129,6 +129,10 @@ class Poses:
         ids: ``(N,)`` int64, the person over time; -1 where nobody follows people.
         keypoint_set: names and skeleton of the K keypoints.
         heatmaps: where they were asked for.
+        raw: ``(N, K, 3)`` float32 x, y and score as the network gave them, where they were asked for;
+            NaN where the person was not seen on this frame.
+        interpolated: ``(N, K)`` bool, keypoints taken from the frames before and after; ``None`` where
+            nobody follows people.
     """
 
     keypoints: NDArray[np.float32]
@@ -138,6 +142,8 @@ class Poses:
     ids: NDArray[np.int64]
     keypoint_set: KeypointSet
     heatmaps: Heatmaps | None = None
+    raw: NDArray[np.float32] | None = None
+    interpolated: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         n, k = len(self.keypoints), len(self.keypoint_set)
@@ -146,6 +152,10 @@ class Poses:
         _check("Poses.boxes", self.boxes, (n, 4), np.float32)
         _check("Poses.box_scores", self.box_scores, (n,), np.float32)
         _check("Poses.ids", self.ids, (n,), np.int64)
+        if self.raw is not None:
+            _check("Poses.raw", self.raw, (n, k, 3), np.float32)
+        if self.interpolated is not None:
+            _check("Poses.interpolated", self.interpolated, (n, k), np.bool_)
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -163,6 +173,8 @@ class Poses:
             self.ids[rows],
             self.keypoint_set,
             kept,
+            None if self.raw is None else self.raw[rows],
+            None if self.interpolated is None else self.interpolated[rows],
         )
 
     @classmethod

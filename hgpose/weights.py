@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +41,12 @@ class Card:
         sha256: of the safetensors file, hex.
         keypoint_set: name of the set (pose only).
         box_padding: the crop's side over the box's longer side (pose only).
+        center_shift: how far the crop's centre lies below the box's, as a share of the box's longer side
+            (pose only).
+        decoding: how maps are read (pose only): ``"softmax"`` (:func:`hgpose.heatmaps.probabilities` and
+            :func:`hgpose.heatmaps.decode`) or ``"peak"`` (:func:`hgpose.heatmaps.decode_peak`).
+        refine_from, offset_cells: of ``"peak"``, as there.
+        shift_heatmap: whether the flip test moves mirrored maps by a cell (:func:`hgpose.heatmaps.flip`).
         threshold: detections below it are no person (person only).
         data: the training sets, one line each with their terms.
         licence: of the weights.
@@ -56,6 +63,11 @@ class Card:
     sha256: str = ""
     keypoint_set: str = ""
     box_padding: float = 1.0
+    center_shift: float = 0.0
+    decoding: str = "softmax"
+    refine_from: int = 1
+    offset_cells: float = 0.0
+    shift_heatmap: bool = False
     threshold: float = 0.0
     data: tuple[str, ...] = ()
     licence: str = ""
@@ -70,13 +82,24 @@ def weights_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "weights"
 
 
+def cache_folder() -> Path:
+    """Where fetched weights are kept: ``HGPOSE_CACHE``, or ``hgpose`` in the user's cache folder."""
+    if chosen := os.environ.get("HGPOSE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hgpose"
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.safetensors"))
+
+
 def available() -> list[str]:
     """Names of the shipped weights."""
-    return sorted(path.stem for path in weights_folder().glob("*.safetensors"))
+    return _names(weights_folder())
 
 
 def find_weights(name_or_path: str | Path) -> Path:
-    """The safetensors file of shipped weights, or of a path.
+    """The safetensors file of shipped or fetched weights, or of a path.
 
     Raises:
         WeightsError: there is none; the message lists the names there are.
@@ -84,12 +107,15 @@ def find_weights(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix == ".safetensors" and path.is_file():
         return path
-    shipped = weights_folder() / f"{name_or_path}.safetensors"
-    if path.name == str(name_or_path) and shipped.is_file():
-        return shipped
-    names = ", ".join(available()) or "none"
+    if path.name == str(name_or_path):
+        for folder in (weights_folder(), cache_folder()):
+            found = folder / f"{name_or_path}.safetensors"
+            if found.is_file():
+                return found
+    shipped, fetched = (", ".join(_names(folder)) or "none" for folder in (weights_folder(), cache_folder()))
     raise WeightsError(
-        f"{name_or_path}: no such weights; shipped are: {names}; or name a .safetensors file with its card beside it"
+        f"{name_or_path}: no such weights; shipped are: {shipped}; fetched are: {fetched}; 'hgpose weights "
+        "list' shows what can be fetched; or name a .safetensors file with its card beside it"
     )
 
 
@@ -140,10 +166,13 @@ def load_weights(name_or_path: str | Path, task: str) -> tuple[nn.Module, Card]:
     return model.eval(), card
 
 
-def save_weights(state: Mapping[str, torch.Tensor], card: Card, path: Path) -> Card:
-    """Writes weights as float16 and their card, whole or not at all; returns the card with its checksum."""
+def save_weights(
+    state: Mapping[str, torch.Tensor], card: Card, path: Path, dtype: torch.dtype = torch.float16
+) -> Card:
+    """Writes weights, kernels as ``dtype``, and their card, whole or not at all; returns the card with its checksum."""
     small = {
-        key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+        # Kernels are most of the file. Running variances can exceed what float16 holds.
+        key: (value.to(dtype) if value.ndim == 4 else value).contiguous().cpu()
         for key, value in state.items()
         # Batch normalisation's step counter means nothing at inference.
         if not key.endswith("num_batches_tracked")

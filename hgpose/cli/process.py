@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,17 +20,47 @@ if TYPE_CHECKING:
 
 _E, _V, _S = EstimatorOptions(), VideoOptions(), Style()
 SAVE = ",".join(_V.save)
+#: What a file's name may hold but a terminal must not get: control characters, bytes that are no text.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def _check_save(save: str) -> str:
+    """The option's value without blanks; an unknown kind ends the program before anything is loaded."""
+    from hgpose.process import check_kinds
+
+    kinds = [kind.strip() for kind in save.split(",")]
+    check_kinds(kinds)
+    return ",".join(kinds)
+
 
 Inputs = Annotated[list[str], typer.Argument(help="What to read.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)]
-Save = Annotated[str, typer.Option("--save", help="Kinds of output, separated by commas.")]
-Person = Annotated[str, typer.Option("--person", help="all or largest.")]
+Save = Annotated[
+    str, typer.Option("--save", help="Kinds of output, separated by commas.", callback=_check_save)
+]
+Person = Annotated[
+    str, typer.Option("--person", help="all, largest, center or, where people are followed, id:N.")
+]
 MaxPeople = Annotated[
     int | None, typer.Option("--max-people", help="At most so many a frame, the surest first.")
 ]
 DetectorName = Annotated[
     str, typer.Option("--detector", help="person, whole-frame or boxes:FILE (CSV or COCO JSON).")
 ]
+Track = Annotated[
+    bool, typer.Option("--track/--no-track", help="Follow people, or take every frame by itself.")
+]
+Lost = Annotated[
+    float, typer.Option("--lost", help="Seconds out of sight after which a person gets a new id.")
+]
+Smooth = Annotated[
+    str | None, typer.Option("--smooth", help="none, live, or full (looks ahead).", show_default="full")
+]
+FixSides = Annotated[
+    bool,
+    typer.Option("--fix-sides/--no-fix-sides", help="Put right left and right exchanged for a few frames."),
+]
+KeepRaw = Annotated[bool, typer.Option("--keep-raw", help="Add the keypoints before smoothing to the JSON.")]
 Weights = Annotated[str, typer.Option("--weights", help="Pose weights: a name or a .safetensors file.")]
 FlipTest = Annotated[
     bool, typer.Option("--flip-test", help="Average with the mirrored crop: slower, more accurate.")
@@ -68,8 +98,13 @@ def video(
     max_people: MaxPeople = None,
     detector: DetectorName = _E.detector,
     detect_every: Annotated[
-        int, typer.Option("--detect-every", help="Look for people anew on every n-th frame only.")
+        int, typer.Option("--detect-every", help="Look for people anew on every n-th frame at least.")
     ] = _V.detect_every,
+    track: Track = _E.track,
+    lost: Lost = _E.lost_s,
+    smooth: Smooth = None,
+    fix_sides: FixSides = _E.fix_sides,
+    keep_raw: KeepRaw = False,
     weights: Weights = _E.weights,
     flip_test: FlipTest = False,
     batch: Batch = _E.batch,
@@ -87,6 +122,7 @@ def video(
     how = EstimatorOptions(
         weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test,
         batch=batch, device=device, half=half, heatmaps=heatmaps,
+        track=track, lost_s=lost, smooth=smooth, fix_sides=fix_sides, keep_raw=keep_raw,
     )  # fmt: skip
     what = VideoOptions(
         save=tuple(save.split(",")), start_s=start, end_s=end, every=every, detect_every=detect_every,
@@ -136,7 +172,7 @@ def images(
 def _process(how: EstimatorOptions, work: Callable[[Estimator, Report], Sequence[Summary]]) -> None:
     """Loads the networks, does the work under a progress bar, prints the table; exit 1 if anything failed."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from hgpose.estimate import load_estimator
 
@@ -151,19 +187,23 @@ def _process(how: EstimatorOptions, work: Callable[[Estimator, Report], Sequence
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        lines: dict[int, TaskID] = {}
+        current: Summary | None = None
 
         def report(summary: Summary, frame_count: int | None) -> None:
-            if id(summary) not in lines:
-                lines.clear()
-                lines[id(summary)] = bar.add_task(summary.name, rate=0.0)
+            nonlocal current
+            if summary is not current:
+                # One line, that of the input at work, however many there are.
+                for task in bar.task_ids:
+                    bar.remove_task(task)
+                bar.add_task(_printable(summary.name), total=frame_count, rate=0.0)
+                current = summary
             rate = summary.frames / max(summary.seconds, 1e-9)
-            bar.update(lines[id(summary)], total=frame_count, completed=summary.frames, rate=rate)
+            bar.update(bar.task_ids[0], completed=summary.frames, rate=rate)
 
         summaries = work(estimator, report)
     print_summaries(console, estimator, summaries)
     if any(s.error or s.damage for s in summaries):
-        sys.exit(1)
+        raise typer.Exit(1)
 
 
 def print_start(console: Console, estimator: Estimator) -> None:
@@ -179,28 +219,54 @@ def print_start(console: Console, estimator: Estimator) -> None:
 
 def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[Summary]) -> None:
     """The closing table, what went wrong, and the order of the keypoints."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("input", "frames", "with people", "most people", "seconds", "frames/s")
+    table = Table(
+        Column("input", overflow="fold"),
+        "frames",
+        "with people",
+        "most people",
+        "seconds",
+        "frames/s",
+        "state",
+    )
     for s in summaries:
-        if s.error is None:
-            numbers = (
-                s.frames,
-                s.frames_with_people,
-                s.people,
-                f"{s.seconds:.1f}",
-                f"{s.frames / s.seconds:.1f}",
-            )
-            table.add_row(Text(s.name), *map(str, numbers))
-    if table.rows:
-        console.print(table)
+        name = Text(_printable(s.name))
+        if s.error is not None:
+            table.add_row(name, *("",) * 5, Text("failed", "bold red"))
+            continue
+        numbers = (
+            s.frames,
+            s.frames_with_people,
+            s.people,
+            f"{s.seconds:.1f}",
+            f"{s.frames / s.seconds:.1f}",
+        )
+        state = Text("ok") if s.damage is None else Text("damaged", "bold yellow")
+        table.add_row(name, *map(str, numbers), state)
+    console.print(table)
     for file in (file for s in summaries for file in s.files):
-        console.print(Text(f"wrote {file}"), soft_wrap=True)
+        console.print(Text(f"wrote {_printable(file)}"), soft_wrap=True)
+    if sides := sum(s.sides_corrected for s in summaries):
+        console.print(f"left and right were exchanged, and put right, in {sides} poses", highlight=False)
     for s in summaries:
         if s.error is not None:
-            console.print(Text.assemble(("error: ", "bold red"), s.error))
+            print_error(console, s.error)
         elif s.damage is not None:
-            console.print(Text.assemble(("damaged: ", "bold yellow"), f"{s.name}: {s.damage}"))
-    names = ", ".join(f"{i} {name}" for i, name in enumerate(estimator.keypoint_set.names))
-    console.print(f"keypoints: {names}", highlight=False, soft_wrap=True)
+            damage = _printable(f"{s.name}: {s.damage}")
+            console.print(Text.assemble(("damaged: ", "bold yellow"), damage), soft_wrap=True)
+    if any(s.files for s in summaries):
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(estimator.keypoint_set.names))
+        console.print(f"keypoints: {names}", highlight=False, soft_wrap=True)
+
+
+def print_error(console: Console, message: str) -> None:
+    """One line, whatever the names in it hold."""
+    from rich.text import Text
+
+    console.print(Text.assemble(("error: ", "bold red"), _printable(message)), soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)

@@ -96,19 +96,20 @@ def webcam(
     console = Console(stderr=True)
     estimator = load_estimator(how)
     print_start(console, estimator)
-    told = False
-    with Live(Text("opening the camera"), console=console) as line:
+    last: LiveStatus | None = None
+    with Live(Text("opening the camera"), console=console, transient=True) as line:
 
         def report(status: LiveStatus) -> None:
-            nonlocal told
-            if not told:
+            nonlocal last
+            if last is None:
                 _print_views(console, what, status)
-                told = True
             if status.frames:
                 line.update(Text(str(status)))
+            last = status
 
         number_or_url = int(camera) if re.fullmatch(r"\d+", camera) else camera
         summary = watch_camera(number_or_url, estimator, what, report)
+    console.print(str(last), highlight=False)
     print_summaries(console, estimator, [replace(summary, damage=None)])
     if summary.damage is not None:
         raise InputError(f"camera ended: {summary.damage}; files hold what came before")

@@ -5,7 +5,9 @@ Symbols: N batch, C channels, K outputs, S stacks, H and W the input size in px.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -17,6 +19,8 @@ class Residual(nn.Module):
     Maps ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``. All convolutions carry a bias;
     the skip is a plain 1x1 convolution where the widths differ and the identity where they agree.
     """
+
+    folds: ClassVar = (("conv1", "bn2"), ("conv2", "bn3"))
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -30,6 +34,7 @@ class Residual(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
         y: Tensor = self.conv1(F.relu(self.bn1(x), inplace=True))
         y = self.conv2(F.relu(self.bn2(y), inplace=True))
         y = self.conv3(F.relu(self.bn3(y), inplace=True))
@@ -53,6 +58,7 @@ class Hourglass(nn.Module):
         self.up = Residual(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
         low = self.up(self.inner(self.down(F.max_pool2d(x, 2))))
         y: Tensor = self.branch(x)
         return y + F.interpolate(low, scale_factor=2.0, mode="nearest")
@@ -61,19 +67,26 @@ class Hourglass(nn.Module):
 class Stem(nn.Module):
     """7x7 stride-2 convolution, residuals and a max pool: ``(N, 3, H, W)`` to ``(N, width, H/4, W/4)``.
 
-    Paper section 3.3. Channels run width/4, width/2, width: at width 256 that is the published
-    64, 128, 256; in a narrow network a fixed stem would cost more than the hourglasses.
+    Paper section 3.3.
+
+    Args:
+        width: channels of the result.
+        channels: of the convolution and of the two residuals before the last.
     """
 
-    def __init__(self, width: int) -> None:
+    folds: ClassVar = (("conv", "bn"),)
+
+    def __init__(self, width: int, channels: Sequence[int]) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, width // 4, 7, stride=2, padding=3)
-        self.bn = nn.BatchNorm2d(width // 4)
-        self.residual1 = Residual(width // 4, width // 2)
-        self.residual2 = Residual(width // 2, width // 2)
-        self.residual3 = Residual(width // 2, width)
+        a, b, c = channels
+        self.conv = nn.Conv2d(3, a, 7, stride=2, padding=3)
+        self.bn = nn.BatchNorm2d(a)
+        self.residual1 = Residual(a, b)
+        self.residual2 = Residual(b, c)
+        self.residual3 = Residual(c, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
         x = F.relu(self.bn(self.conv(x)), inplace=True)
         x = F.max_pool2d(self.residual1(x), 2)
         y: Tensor = self.residual3(self.residual2(x))
@@ -87,6 +100,8 @@ class Head(nn.Module):
     ``(N, outputs, h, w)``.
     """
 
+    folds: ClassVar = (("conv", "bn"),)
+
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
         self.residual = Residual(width, width)
@@ -95,12 +110,16 @@ class Head(nn.Module):
         self.score = nn.Conv2d(width, outputs, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As the class says."""
         feature = F.relu(self.bn(self.conv(self.residual(x))), inplace=True)
         return feature, self.score(feature)
 
 
 class Merge(nn.Module):
-    """Feeds features and heatmaps of one stack into the next (paper section 3.2, figure 4 right)."""
+    """Feeds features and heatmaps of one stack into the next (paper section 3.2, figure 4 right).
+
+    ``forward`` maps the stack's input ``(N, width, h, w)``, feature and heatmaps to the next one's input.
+    """
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
@@ -108,6 +127,7 @@ class Merge(nn.Module):
         self.score = nn.Conv2d(outputs, width, 1)
 
     def forward(self, x: Tensor, feature: Tensor, score: Tensor) -> Tensor:
+        """As the class says."""
         y: Tensor = x + self.feature(feature) + self.score(score)
         return y
 
@@ -115,33 +135,39 @@ class Merge(nn.Module):
 def fold_batch_norms(model: nn.Module) -> None:
     """Folds every batch normalisation that follows a convolution into it, in place; for inference only.
 
-    The first normalisation of a residual stands before its convolution and stays.
+    Modules name these pairs in ``folds``. The first normalisation of a residual stands before its
+    convolution and stays.
     """
     for module in model.modules():
-        pairs = {
-            Residual: (("conv1", "bn2"), ("conv2", "bn3")),
-            Stem: (("conv", "bn"),),
-            Head: (("conv", "bn"),),
-        }
-        for conv, bn in pairs.get(type(module), ()):
+        for conv, bn in getattr(module, "folds", ()):
             setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, bn)))
             setattr(module, bn, nn.Identity())
 
 
 class StackedHourglass(nn.Module):
-    """Hourglasses one behind the other, a prediction after each (paper section 3.2, "intermediate supervision").
+    """Hourglasses one behind the other, a prediction after each (paper section 3.2).
 
     Args:
         outputs: K, the number of output channels (one heatmap a keypoint).
         stacks: S, the number of hourglasses.
         width: channels of the hourglasses, a multiple of 8.
         depth: pooling steps inside an hourglass; 4 takes a 256 px input down to 4x4 cells.
+        stem: channels of the stem's convolution and of its first two residuals. By default width/4,
+            width/2, width/2: at width 256 that is the published 64, 128, 128; in a narrow network a fixed
+            stem would cost more than the hourglasses.
     """
 
-    def __init__(self, outputs: int, stacks: int = 2, width: int = 128, depth: int = 4) -> None:
+    def __init__(
+        self,
+        outputs: int,
+        stacks: int = 2,
+        width: int = 128,
+        depth: int = 4,
+        stem: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.stride_px = 4 * 2**depth
-        self.stem = Stem(width)
+        self.stem = Stem(width, stem or (width // 4, width // 2, width // 2))
         self.hourglasses = nn.ModuleList(Hourglass(depth, width) for _ in range(stacks))
         self.heads = nn.ModuleList(Head(width, outputs) for _ in range(stacks))
         self.merges = nn.ModuleList(Merge(width, outputs) for _ in range(stacks - 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,13 +69,17 @@ class Person(TypedDict):
     """One person as files show them, in plain Python values.
 
     ``id`` is ``None`` where nobody follows people; ``score`` is the mean of the keypoint scores;
-    ``box`` is xyxy image px; ``keypoints`` are K times x, y (image px), score.
+    ``box`` is xyxy image px; ``keypoints`` are K times x, y (image px), score. ``interpolated``, where
+    there are any, are the positions of keypoints taken from the frames before and after;
+    ``keypoints_raw``, where they were asked for, are the keypoints as the network gave them.
     """
 
     id: int | None
     score: Number
     box: list[Number]
     keypoints: list[list[Number]]
+    interpolated: NotRequired[list[int]]
+    keypoints_raw: NotRequired[list[list[Number]]]
 
 
 def rounded(values: NDArray[np.floating], decimals: int) -> Any:
@@ -94,18 +98,26 @@ def seconds(frame: Frame) -> float:
 
 def people(poses: Poses) -> list[Person]:
     """The N people of a frame with numbers rounded as all sinks write them."""
-    points = rounded(poses.keypoints, PIXEL_DECIMALS)
-    scores = rounded(poses.scores, SCORE_DECIMALS)
+    points = _triples(poses.keypoints, poses.scores)
     boxes = rounded(poses.boxes, PIXEL_DECIMALS)
     means = rounded(poses.person_scores, SCORE_DECIMALS)
+    found = [
+        Person(id=person_id if person_id >= 0 else None, score=mean, box=box, keypoints=keypoints)
+        for person_id, mean, box, keypoints in zip(poses.ids.tolist(), means, boxes, points, strict=True)
+    ]
+    if poses.interpolated is not None:
+        for person, marks in zip(found, poses.interpolated, strict=True):
+            if marks.any():
+                person["interpolated"] = np.flatnonzero(marks).tolist()
+    if poses.raw is not None:
+        for person, raw in zip(found, _triples(poses.raw[..., :2], poses.raw[..., 2]), strict=True):
+            person["keypoints_raw"] = raw
+    return found
+
+
+def _triples(points: NDArray[np.floating], scores: NDArray[np.floating]) -> list[list[list[Number]]]:
+    """N times K times x, y, score, rounded."""
     return [
-        Person(
-            id=person_id if person_id >= 0 else None,
-            score=mean,
-            box=box,
-            keypoints=[[x, y, score] for (x, y), score in zip(xy, point_scores, strict=True)],
-        )
-        for person_id, mean, box, xy, point_scores in zip(
-            poses.ids.tolist(), means, boxes, points, scores, strict=True
-        )
+        [[x, y, score] for (x, y), score in zip(xy, row, strict=True)]
+        for xy, row in zip(rounded(points, PIXEL_DECIMALS), rounded(scores, SCORE_DECIMALS), strict=True)
     ]

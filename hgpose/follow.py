@@ -1,0 +1,387 @@
+"""People through the frames of a source: where to look for them, who they are, how they move.
+
+Between two detections each person is looked for where the last pose and its motion say. Frames wait
+for as many later ones as it takes to tell a person from a ghost and to smooth without lag; memory is
+bounded by that, however long the source.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hgpose.detect import WholeFrame, iou
+from hgpose.errors import OptionsError
+from hgpose.estimate import Estimator, keypoint_box
+from hgpose.keypoints import KeypointSet
+from hgpose.options import EstimatorOptions
+from hgpose.smooth import GAP_S, SURE, SWAP_FRAMES, OneEuroFilter, smooth_at, swapped_sides
+from hgpose.track import TRIAL_FRAMES, Sighting, Track, Tracker, choose, join
+from hgpose.types import Detections, Frame, Heatmaps, Poses
+
+Finished = list[tuple[Frame, Poses]]
+
+#: The full filter looks so far ahead and back, seconds, but over no more frames than this.
+_WINDOW_S, _WINDOW_FRAMES = 0.2, 10
+#: A detection that overlaps a track's box by this shows the track's person.
+_SAME_BOX = 0.3
+#: People whose boxes overlap by more may be mistaken for each other.
+_CROWDED = 0.3
+#: Frames for which a person out of sight is still looked for where he should be by now.
+_LOOK_FRAMES = 2
+#: Pictures are compared at this size, px.
+_THUMBNAIL_WH = (24, 16)
+#: At a cut pictures correlate less than this, and differ by at least so many grey levels.
+_CUT_CORRELATION, _CUT_LEVELS = 0.5, 8.0
+
+
+class CutDetector:
+    """Sees where one scene ends and the next begins at once (a hard cut).
+
+    Neighbouring frames of a scene look alike when small, whatever moves on them, and also if the light
+    changes; frames of two scenes do not.
+    """
+
+    def __init__(self) -> None:
+        self._before: NDArray[np.float32] | None = None
+
+    def __call__(self, image: NDArray[np.uint8]) -> bool:
+        """Whether a new scene begins with this image ``(H, W, 3)`` uint8 RGB."""
+        # Every n-th pixel will do, and costs the same for every size of the image.
+        step = max(min(image.shape[:2]) // 128, 1)
+        few = np.ascontiguousarray(image[::step, ::step])
+        small = cv2.resize(few, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA)
+        grey = small.astype(np.float32).mean(axis=-1)
+        grey -= grey.mean()
+        before, self._before = self._before, grey
+        if before is None:
+            return False
+        alike = float((grey * before).sum()) / max(float(np.linalg.norm(grey) * np.linalg.norm(before)), 1e-6)
+        return alike < _CUT_CORRELATION and float(np.abs(grey - before).mean()) > _CUT_LEVELS
+
+
+class Follower:
+    """Finds the people of a source's frames and follows them.
+
+    Args:
+        estimator: its options say who is looked for and whether and how people are followed.
+        detect_every: the detector runs at least on every n-th frame; twice as often where nobody is,
+            people overlap or get lost.
+        fps: of the source; ``None`` for an image set, whose images are each by itself.
+        live: the source is a camera: no frame waits for another.
+
+    Attributes:
+        detector_s, pose_s: time in the detector, and in crops, pose network and decoding.
+        detections: on how many frames the detector ran.
+
+    Raises:
+        OptionsError: full smoothing of a camera, which would have to look ahead; or an image set's
+            people by id.
+    """
+
+    def __init__(
+        self, estimator: Estimator, detect_every: int = 1, fps: Fraction | None = None, live: bool = False
+    ) -> None:
+        options = estimator.options
+        if live and options.smooth == "full":
+            raise OptionsError("--smooth full looks ahead, which a camera cannot: choose live or none")
+        if fps is None and options.person.startswith("id:"):
+            raise OptionsError(f"--person {options.person}: people on images have no ids; choose another")
+        self._options, self._detector = options, estimator.detector
+        self.detector_s = self.pose_s = 0.0
+        self.detections = 0
+        self._chosen = -1
+        self._follows = options.track and fps is not None
+        self._estimator = estimator
+        if self._follows:
+            # Whom to show is decided once it is known who is who.
+            self._estimator = copy.copy(estimator)
+            self._estimator.options = replace(options, person="all", max_people=None)
+        # Boxes that do not follow from what is seen are the same without looking.
+        self._exact = not self._detector.proposes or isinstance(self._detector, WholeFrame)
+        self._detect_every = 1 if self._exact else detect_every
+        self._since = self._detect_every
+        self._tracker = Tracker(
+            estimator.keypoint_set, options.lost_s, self._exact, certain=not self._detector.proposes
+        )
+        self._is_cut = CutDetector()
+        self._line = DelayLine(
+            estimator.keypoint_set, options, float(fps or 0), live, fills=self._detector.proposes
+        )
+
+    @property
+    def sides_corrected(self) -> int:
+        """Poses in which a left and a right keypoint had changed places and were put right."""
+        return self._line.sides_corrected
+
+    def __call__(self, batches: Iterable[Sequence[Frame]]) -> Iterator[Finished]:
+        """Every frame with its people, by id, in the frames' order.
+
+        Args:
+            batches: the frames in order, some at a time.
+
+        Yields:
+            Frames that are finished, some at a time; the last ones after the batches' end.
+        """
+        for frames in batches:
+            if self._follows:
+                yield self._choose([done for frame in frames for done in self._follow(frame)])
+            else:
+                people = self._detect(frames)
+                yield self._choose(list(zip(frames, self._pose(frames, people), strict=True)))
+        yield self._choose(self._line.flush())
+
+    def _choose(self, finished: Finished) -> Finished:
+        chosen = []
+        for frame, poses in finished:
+            height, width = frame.image.shape[:2]
+            options = self._options
+            poses = choose(poses, (width, height), options.person, options.max_people, self._chosen)
+            if options.person in {"largest", "center"} and len(poses):
+                self._chosen = int(poses.ids[0])
+            chosen.append((frame, poses))
+        return chosen
+
+    def _follow(self, frame: Frame) -> Finished:
+        tracker = self._tracker
+        if self._is_cut(frame.image):
+            tracker.cut()
+            self._since = self._detect_every
+        tracker.predict(frame.time_s)
+        followed = [t for t in tracker.tracks if t.missed <= _LOOK_FRAMES]
+        boxes = np.array([t.crop_box for t in followed], np.float32).reshape(-1, 4)
+        scores = np.array([t.sightings[-1].box_score for t in followed], np.float32)
+        found = 0
+        if self._due(followed, boxes):
+            people = self._detect([frame])[0]
+            self._since = 0
+            if self._exact:
+                boxes, scores = boxes[:0], scores[:0]
+            pairs = join(iou(boxes, people.boxes), _SAME_BOX)
+            people = self._room(people, [j for _, j in pairs])
+            unseen = sorted(set(range(len(boxes))) - {i for i, _ in pairs})
+            boxes = np.concatenate([people.boxes, boxes[unseen]])
+            scores = np.concatenate([people.scores, scores[unseen]])
+            found = len(people)
+        self._since += 1
+        poses = self._pose([frame], [Detections(boxes, scores)])[0]
+        detected = (poses.boxes[:, None] == boxes[None, :found]).all(axis=-1).any(axis=1)
+        if not self._exact:
+            poses = replace(poses, boxes=_measured(poses, detected))
+        tracker.update(poses, detected, self._line.taken, frame.time_s)
+        return self._line.push(frame, tracker.tracks)
+
+    def _due(self, followed: Sequence[Track], boxes: NDArray[np.float32]) -> bool:
+        """Whether the detector must look at this frame."""
+        if self._since >= self._detect_every or any(t.on_trial for t in self._tracker.tracks):
+            return True
+        uneasy = (
+            not followed
+            or len(followed) < len(self._tracker.tracks)
+            or any(t.weak or t.missed > 1 for t in followed)
+            or bool((np.triu(iou(boxes, boxes), 1) > _CROWDED).any())
+        )
+        return uneasy and self._since >= math.ceil(self._detect_every / 2)
+
+    def _room(self, people: Detections, known: Sequence[int]) -> Detections:
+        """Those who are followed already, and as many others as may be shown."""
+        limit = self._options.max_people
+        if limit is None or self._options.person != "all" or not self._detector.proposes:
+            return people
+        others = [j for j in range(len(people)) if j not in known]
+        return people[[*known, *others[: max(limit - len(known), 0)]]]
+
+    def _detect(self, frames: Sequence[Frame]) -> list[Detections]:
+        started = time.perf_counter()
+        people = self._detector(frames)
+        self.detector_s += time.perf_counter() - started
+        self.detections += len(frames)
+        return people
+
+    def _pose(self, frames: Sequence[Frame], people: Sequence[Detections]) -> list[Poses]:
+        started = time.perf_counter()
+        found = self._estimator.poses(frames, people)
+        self.pose_s += time.perf_counter() - started
+        return found
+
+
+def _measured(poses: Poses, detected: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Boxes ``(N, 4)`` by keypoints, and by the detector where it looked: it sees what no keypoint shows."""
+    boxes = [keypoint_box(*person) for person in zip(poses.keypoints, poses.scores, poses.boxes, strict=True)]
+    by_keypoints = np.array(boxes, np.float32).reshape(-1, 4)
+    return np.where(detected[:, None], (by_keypoints + poses.boxes) / 2, by_keypoints).astype(np.float32)
+
+
+@dataclass(eq=False)
+class _Person:
+    """A track whose sightings are still to be written."""
+
+    track: Track
+    #: Number of the first frame whose sides were not looked at yet.
+    unsided: int = 0
+    filter: OneEuroFilter = field(default_factory=OneEuroFilter)
+
+
+class DelayLine:
+    """Frames wait here until enough is known of what follows.
+
+    Args:
+        keypoint_set: of the poses.
+        options: which smoothing, whether sides are corrected, what is kept.
+        fps: of the source, about.
+        live: no frame waits.
+        fills: where a person is missing on a few frames it is put in.
+
+    Attributes:
+        delay: frames that wait, at most.
+        taken: frames so far; the number of the next one.
+        sides_corrected: poses in which a pair was put right.
+    """
+
+    def __init__(
+        self,
+        keypoint_set: KeypointSet,
+        options: EstimatorOptions,
+        fps: float,
+        live: bool = False,
+        fills: bool = True,
+    ) -> None:
+        self._keypoint_set, self._keeps_raw, self._fills = keypoint_set, options.keep_raw, fills
+        self._smooth = options.smooth or ("live" if live else "full")
+        # A full window's frames must have their sides right before it is smoothed.
+        self._window = min(math.ceil(_WINDOW_S * fps), _WINDOW_FRAMES) if self._smooth == "full" else 0
+        self._fixes_sides = options.fix_sides and not live
+        ahead = self._window + SWAP_FRAMES * self._fixes_sides
+        self.delay = 0 if live else max(ahead, TRIAL_FRAMES - 1)
+        order = np.array(keypoint_set.flip_order)
+        self._pairs = np.column_stack([np.arange(len(order)), order])[np.arange(len(order)) < order]
+        self._waiting: deque[Frame] = deque()
+        self._people: list[_Person] = []
+        self._next_id = 1
+        self.taken = self.sides_corrected = 0
+
+    def push(self, frame: Frame, tracks: Sequence[Track]) -> Finished:
+        """Takes the next frame and all tracks that go on; returns the frame that need not wait longer."""
+        known = {person.track for person in self._people}
+        self._people += [_Person(track) for track in tracks if track not in known]
+        self._waiting.append(frame)
+        self.taken += 1
+        return [self._finish()] if len(self._waiting) > self.delay else []
+
+    def flush(self) -> Finished:
+        """The frames that still wait: no other will follow."""
+        return [self._finish() for _ in range(len(self._waiting))]
+
+    def _finish(self) -> tuple[Frame, Poses]:
+        number = self.taken - len(self._waiting)
+        frame = self._waiting.popleft()
+        rows = []
+        for person in self._people:
+            if self._fixes_sides:
+                self._fix_sides(person, number + self._window)
+            if person.track.confirmed and (row := self._row(person, number, frame.time_s)):
+                if person.track.id < 0:
+                    person.track.id, self._next_id = self._next_id, self._next_id + 1
+                rows.append((person.track.id, *row))
+        for person in self._people:
+            sightings = person.track.sightings
+            while len(sightings) > 1 and sightings[1].number < number - self._window:
+                sightings.popleft()
+        self._people = [
+            p for p in self._people if not (p.track.ended and p.track.sightings[-1].number <= number)
+        ]
+        return frame, self._poses(sorted(rows, key=lambda row: row[0]))
+
+    def _fix_sides(self, person: _Person, upto: int) -> None:
+        """Puts right the sides of all sightings of a person up to this frame's number."""
+        sightings = list(person.track.sightings)
+        for i, now in enumerate(sightings):
+            if not person.unsided <= now.number <= upto:
+                continue
+            person.unsided = now.number + 1
+            after = [
+                s for s in sightings[i + 1 : i + 1 + SWAP_FRAMES] if s.number <= now.number + SWAP_FRAMES
+            ]
+            if i == 0 or not after or now.number - sightings[i - 1].number > SWAP_FRAMES:
+                continue
+            swapped = swapped_sides(
+                sightings[i - 1].points,
+                now.points,
+                np.stack([s.points for s in after]),
+                self._pairs,
+                _size_px(now),
+            )
+            rows = self._pairs[swapped & (now.scores[self._pairs] >= SURE).all(axis=1)]
+            if len(rows):
+                here, there = rows.ravel(), rows[:, ::-1].ravel()
+                now.points, now.scores = now.points.copy(), now.scores.copy()
+                now.points[here], now.scores[here] = now.points[there], now.scores[there]
+                self.sides_corrected += 1
+
+    def _row(self, person: _Person, number: int, time_s: float) -> tuple[Sighting, NDArray[np.bool_]] | None:
+        """The person on a frame, and which keypoints were bridged; ``None`` where nobody is."""
+        window = [s for s in person.track.sightings if abs(s.number - number) <= self._window]
+        i = next((i for i, s in enumerate(window) if s.number >= number), len(window))
+        if i == len(window) or window[i].number != number:
+            fills = self._fills and self._window and 0 < i < len(window)
+            if not fills or window[i].time_s - window[i - 1].time_s > GAP_S:
+                return None
+            window.insert(i, _between(window[i - 1], window[i], number, time_s))
+        now = window[i]
+        if self._smooth == "full":
+            points, scores, bridged = smooth_at(
+                i,
+                np.array([s.time_s for s in window]),
+                np.stack([s.points for s in window]),
+                np.stack([s.scores for s in window]),
+                _size_px(now),
+            )
+            return replace(now, points=points, scores=scores), bridged
+        if self._smooth == "live":
+            now = replace(now, points=person.filter(now.points, now.scores, time_s, _size_px(now)))
+        return now, np.zeros(len(now.scores), np.bool_)
+
+    def _poses(self, rows: Sequence[tuple[int, Sighting, NDArray[np.bool_]]]) -> Poses:
+        if not rows:
+            return Poses.empty(self._keypoint_set)
+        people = [sighting for _, sighting, _ in rows]
+        maps = [s.heatmap for s in people if s.heatmap is not None]
+        return Poses(
+            np.stack([s.points for s in people]),
+            np.stack([s.scores for s in people]),
+            np.stack([s.box for s in people]),
+            np.array([s.box_score for s in people], np.float32),
+            np.array([identity for identity, _, _ in rows], np.int64),
+            self._keypoint_set,
+            Heatmaps(np.stack([m for m, _ in maps]), tuple(t for _, t in maps)) if maps else None,
+            np.stack([s.raw for s in people]) if self._keeps_raw else None,
+            np.stack([bridged for _, _, bridged in rows]),
+        )
+
+
+def _between(a: Sighting, b: Sighting, number: int, time_s: float) -> Sighting:
+    """A person on a frame between two, where it was not seen: nothing is sure but the box."""
+    share = (time_s - a.time_s) / max(b.time_s - a.time_s, 1e-9)
+    return Sighting(
+        number,
+        time_s,
+        (a.points + share * (b.points - a.points)).astype(np.float32),
+        np.zeros_like(a.scores),
+        np.full_like(a.raw, np.nan),
+        (a.box + share * (b.box - a.box)).astype(np.float32),
+        min(a.box_score, b.box_score),
+        a.heatmap and (np.zeros_like(a.heatmap[0]), a.heatmap[1]),
+    )
+
+
+def _size_px(sighting: Sighting) -> float:
+    return float((sighting.box[2:] - sighting.box[:2]).max())

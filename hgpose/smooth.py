@@ -1,0 +1,168 @@
+"""Keypoints of one person over time: less jitter, short gaps bridged, exchanged sides put right.
+
+Symbols: W frames of a window, K keypoints, P pairs of a left and a right keypoint. Points are image px.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Standard deviation of the full filter's window, seconds: keeps what people do, up to about 6 Hz.
+SIGMA_S = 0.05
+#: Longest gap that is bridged, from the last sure frame to the next, seconds.
+GAP_S = 0.25
+#: Keypoints that score at least this are sure.
+SURE = 0.2
+#: Frames that an exchange of sides lasts, at most.
+SWAP_FRAMES = 3
+#: A keypoint that moves by more than this share of the person's size left the window's centre: full
+#: smoothing at rest, little of it in a fast movement, whose turning points so keep their place.
+_NEAR = 0.03
+#: Sides are told apart if they are at least this share of the person's size apart.
+_APART = 0.06
+#: One Euro filter: cutoff at rest (Hz), its rise (Hz for each person's size a second), and the
+#: cutoff of the speed (Hz).
+_REST_HZ, _RISE_HZ, _SPEED_HZ = 1.5, 12.0, 3.0
+#: Keypoints that score lower than this are followed more slowly.
+_FULL_SCORE = 0.5
+
+
+def smooth_at(
+    i: int,
+    times_s: NDArray[np.float64],
+    points: NDArray[np.floating],
+    scores: NDArray[np.floating],
+    size_px: float,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """The pose on the i-th frame, from those before and after it: no lag.
+
+    A line is fitted to each keypoint's way through the window, by least squares. Frames weigh by the
+    keypoint's score, by a Gaussian in time, and by a Gaussian in distance, as in a bilateral filter
+    (Tomasi & Manduchi 1998). A keypoint that is not sure, but was shortly before and is shortly after,
+    is taken from these and its score from theirs.
+
+    Args:
+        i: position in the window.
+        times_s: ``(W,)``, rising.
+        points: ``(W, K, 2)``.
+        scores: ``(W, K)``; 0 where the person was not seen.
+        size_px: of the person.
+
+    Returns:
+        points ``(K, 2)`` float32, scores ``(K,)`` float32, and ``(K,)`` bool: which keypoints were bridged.
+    """
+    window, k = scores.shape
+    frames = np.arange(window)[:, None]
+    sure = scores >= SURE
+    last = np.where(sure[:i], frames[:i], -1).max(0, initial=-1)
+    following = np.where(sure[i + 1 :], frames[i + 1 :], window).min(0, initial=window)
+    bridged = ~sure[i] & (last >= 0) & (following < window)
+    # Clipped positions stand for "none" and are masked out.
+    a, b = last.clip(0), following.clip(max=window - 1)
+    bridged &= times_s[b] - times_s[a] <= GAP_S
+    column = np.arange(k)
+    share = (times_s[i] - times_s[a]) / np.maximum(times_s[b] - times_s[a], 1e-9)
+    between = points[a, column] + share[:, None] * (points[b, column] - points[a, column])
+    between_scores = scores[a, column] + share * (scores[b, column] - scores[a, column])
+    center = np.where(bridged[:, None], between, _undisputed(i, points, scores))
+    new_scores = np.where(bridged, between_scores, scores[i])
+
+    apart = np.square(points - center).sum(-1) / (_NEAR * size_px) ** 2
+    # While it is bridged a keypoint's neighbours may well be far off.
+    apart = np.where(bridged, 0, apart)
+    since_s = times_s - times_s[i]
+    weights = (scores + 1e-3) * np.exp(-np.square(since_s / SIGMA_S)[:, None] / 2 - apart.clip(max=200) / 2)
+    weights[:, bridged] *= sure[:, bridged]
+    weights /= weights.sum(0)
+    mean_s = (weights * since_s[:, None]).sum(0)
+    mean = (weights[..., None] * points).sum(0)
+    off_s = since_s[:, None] - mean_s
+    spread = (weights * np.square(off_s)).sum(0)
+    slope = (weights[..., None] * off_s[..., None] * points).sum(0) / np.maximum(spread, 1e-9)[:, None]
+    # Where all that is sure lies to one side the line is followed no further than the window's width.
+    limit_s = np.where(bridged, np.inf, SIGMA_S)
+    found = mean - slope * mean_s.clip(-limit_s, limit_s)[:, None]
+    return found.astype(np.float32), new_scores.astype(np.float32), bridged
+
+
+def _undisputed(i: int, points: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.floating]:
+    """``(K, 2)``: each keypoint on frame i, or where the frames before and after agree to have it instead."""
+    near = np.array([i, i - 1, i + 1])
+    if not 0 < i < len(points) - 1:
+        return np.asarray(points[i])
+    apart = np.linalg.norm(points[near, None] - points[None, near], axis=-1)
+    cost = (apart * scores[None, near]).sum(1)
+    return np.asarray(points[near[cost.argmin(0)], np.arange(points.shape[1])])
+
+
+class OneEuroFilter:
+    """Smooths as the frames come (Casiez, Roussel & Vogel, "1 Euro Filter", CHI 2012).
+
+    The cutoff rises with speed: steady at rest, hardly any lag in movement. Speed counts in sizes of
+    the person, so that the picture's resolution does not matter.
+    """
+
+    def __init__(self) -> None:
+        self._points: NDArray[np.float64] | None = None
+        self._time_s = 0.0
+
+    def __call__(
+        self, points: NDArray[np.floating], scores: NDArray[np.floating], time_s: float, size_px: float
+    ) -> NDArray[np.float32]:
+        """The next frame's keypoints: ``(K, 2)`` float32.
+
+        Args:
+            points, scores: ``(K, 2)`` and ``(K,)``.
+            time_s: of the frame, later than the one before.
+            size_px: of the person.
+        """
+        if self._points is None:
+            self._points, self._velocity = points.astype(np.float64), np.zeros(points.shape)
+        else:
+            step_s = max(time_s - self._time_s, 1e-3)
+            change = points - self._points
+            self._velocity += _gain(_SPEED_HZ, step_s) * (change / step_s - self._velocity)
+            speed = np.linalg.norm(self._velocity, axis=-1) / max(size_px, 1.0)
+            trust = (scores / _FULL_SCORE).clip(0.05, 1)
+            gain = _gain(_REST_HZ + _RISE_HZ * speed, step_s) * trust
+            self._points = self._points + gain[:, None] * change
+        self._time_s = time_s
+        return self._points.astype(np.float32)
+
+
+def _gain(cutoff_hz: float | NDArray[np.floating], step_s: float) -> NDArray[np.float64]:
+    """Share of the way to the new value that a first-order low-pass filter goes in one step."""
+    turns = 2 * math.pi * np.asarray(cutoff_hz, np.float64) * step_s
+    return np.asarray(turns / (turns + 1))
+
+
+def swapped_sides(
+    before: NDArray[np.floating],
+    now: NDArray[np.floating],
+    after: NDArray[np.floating],
+    pairs: NDArray[np.int64],
+    size_px: float,
+) -> NDArray[np.bool_]:
+    """Which pairs changed places with this frame and change back with one of those after it: ``(P,)`` bool.
+
+    Args:
+        before: ``(K, 2)`` keypoints of the frame before, whose sides are right.
+        now: ``(K, 2)``.
+        after: ``(R, K, 2)`` of the next frames.
+        pairs: ``(P, 2)`` positions of left and right keypoints.
+        size_px: of the person.
+    """
+
+    def reach(points: NDArray[np.floating]) -> NDArray[np.floating]:
+        """From the left to the right of each pair, ``(..., P, 2)``: it turns round if they change places."""
+        return np.asarray(points[..., pairs[:, 1], :] - points[..., pairs[:, 0], :])
+
+    was = reach(before)
+    kept, exchanged = (np.linalg.norm(sign * reach(now) - was, axis=-1) for sign in (1, -1))
+    kept_after, exchanged_after = (np.linalg.norm(sign * reach(after) - was, axis=-1) for sign in (1, -1))
+    apart = np.linalg.norm(was, axis=-1) > _APART * size_px
+    back = (kept_after < exchanged_after / 2).any(0)
+    return np.asarray(apart & (exchanged < kept / 2) & back)

@@ -1,0 +1,323 @@
+"""Who is who over time: the people of a frame joined to those of the frames before.
+
+Each track predicts where its person is next (an alpha-beta filter on the box, Kalman's in its steady
+state). Predictions and new poses are compared by box overlap and by object keypoint similarity (OKS, as in
+COCO's keypoint evaluation) and joined for the best total (Hungarian assignment, scipy). The libraries at
+hand join boxes only (trackers, supervision) or need an older numpy (norfair); it is the poses that tell
+people apart who cross.
+
+Symbols: M tracks, N poses, K keypoints. Points and boxes are image px.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from hgpose.detect import iou
+from hgpose.geometry import CropTransform
+from hgpose.keypoints import KeypointSet
+from hgpose.types import Poses
+
+#: Frames that a new track has to prove itself, the one of its birth among them.
+TRIAL_FRAMES = 5
+#: Poses it needs within them, and how many of these must come with a detection.
+_TRIAL_POSES, _TRIAL_DETECTIONS = 3, 2
+#: A pose of lower similarity is another person.
+_SAME = 0.35
+#: Two poses of one frame that are closer than this (OKS) are the same person, found twice.
+_TWICE = 0.6
+#: Gains of the box filter for position and velocity. The velocity must be steady: nothing but it tells
+#: where somebody comes out who went behind another.
+_ALPHA, _BETA = 0.3, 0.03
+#: The usual score of a track follows its pose's by this share a frame.
+_USUAL = 0.1
+#: Another person must be so much better than the one chosen before.
+_CHANGE = 1.25
+
+
+@dataclass(eq=False)
+class Sighting:
+    """A person on one frame.
+
+    Attributes:
+        number: of the frame, counted among those taken.
+        time_s: of the frame.
+        points: ``(K, 2)`` float32, sides corrected where that was needed.
+        scores: ``(K,)`` float32.
+        raw: ``(K, 3)`` float32: x, y and score as the network gave them.
+        box: ``(4,)`` float32 xyxy.
+        box_score: of the detection.
+        heatmap: the person's maps ``(K, h, w)`` and their crop, where they were asked for.
+    """
+
+    number: int
+    time_s: float
+    points: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    raw: NDArray[np.float32]
+    box: NDArray[np.float32]
+    box_score: float
+    heatmap: tuple[NDArray[np.float32], CropTransform] | None
+
+
+class Track:
+    """One person over time.
+
+    Attributes:
+        sightings: in order; whoever reads them drops what he no longer needs, never the last.
+        confirmed: it is a person, not a ghost of one frame.
+        ended: no sighting will follow.
+        missed: frames since the last sighting.
+        detections: sightings that came with a detection.
+        usual_score: mean keypoint score, averaged over time.
+        time_s: of the frame it was moved on to.
+        id: given by whoever writes results; -1 until then.
+    """
+
+    def __init__(self, box: NDArray[np.floating], time_s: float, confirmed: bool) -> None:
+        self.sightings: deque[Sighting] = deque()
+        self.confirmed, self.ended = confirmed, False
+        self.missed = self.detections = self._count = self._age = 0
+        self.usual_score = 0.0
+        self.id = -1
+        # Centre and size, and the velocity of the centre in px/s.
+        self._center, self._size = _center_size(box)
+        self._velocity = np.zeros(2)
+        self._last_box = box
+        self._seen_center, self.time_s, self._seen_s = self._center, time_s, time_s
+
+    @property
+    def box(self) -> NDArray[np.float32]:
+        """Where the person is by now: ``(4,)`` xyxy."""
+        half = self._size / 2
+        return np.concatenate([self._center - half, self._center + half]).astype(np.float32)
+
+    @property
+    def points(self) -> NDArray[np.float64]:
+        """Where its keypoints are by now: ``(K, 2)``."""
+        return self.sightings[-1].points + (self._center - self._seen_center)
+
+    @property
+    def crop_box(self) -> NDArray[np.float32]:
+        """Where to look for it: the box of the last pose, moved on."""
+        moved = self._center - self._seen_center
+        return np.asarray(self._last_box + np.concatenate([moved, moved]), np.float32)
+
+    @property
+    def absent_s(self) -> float:
+        """Seconds since it was seen."""
+        return self.time_s - self._seen_s
+
+    @property
+    def on_trial(self) -> bool:
+        """A detection or two more would tell whether it is a person."""
+        return not self.confirmed and self.detections < _TRIAL_DETECTIONS
+
+    @property
+    def weak(self) -> bool:
+        """The last pose was much less sure than the track's are as a rule."""
+        return float(self.sightings[-1].scores.mean()) < 0.6 * self.usual_score
+
+    def predict(self, time_s: float) -> None:
+        """Moves on to the time of the next frame."""
+        step_s = max(time_s - self.time_s, 0.0)
+        self._center = self._center + self._velocity * step_s
+        self.time_s = time_s
+        self.missed += 1
+        self._age += 1
+
+    def see(self, sighting: Sighting, detected: bool) -> None:
+        """Takes in the person's pose on the frame that was predicted."""
+        self._last_box = sighting.box
+        center, size = _center_size(sighting.box)
+        error = center - self._center
+        if self.sightings:
+            self._center = self._center + _ALPHA * error
+            self._size = self._size + _ALPHA * (size - self._size)
+            self._velocity = self._velocity + _BETA * error / max(self.absent_s, 1e-3)
+        self._seen_center, self._seen_s = self._center, self.time_s
+        score = float(sighting.scores.mean())
+        self.usual_score += (_USUAL if self.sightings else 1.0) * (score - self.usual_score)
+        self.sightings.append(sighting)
+        self.missed = 0
+        self._count += 1
+        self.detections += detected
+        if self._count >= _TRIAL_POSES and self.detections >= _TRIAL_DETECTIONS:
+            self.confirmed = True
+
+    def failed(self, lost_s: float) -> bool:
+        """Whether it was out of sight for too long, or a ghost."""
+        if self.confirmed:
+            return self.absent_s > lost_s
+        return self.missed >= _TRIAL_POSES or self._age >= TRIAL_FRAMES - 1
+
+
+def _center_size(box: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    low, high = box[:2].astype(np.float64), box[2:].astype(np.float64)
+    return (low + high) / 2, high - low
+
+
+class Tracker:
+    """Joins the poses of each frame to tracks.
+
+    Args:
+        keypoint_set: of the poses.
+        lost_s: a person out of sight for longer is taken for another one.
+        exact_boxes: boxes are kept as they come, not filtered.
+        certain: every pose is a person of its own: none is a ghost, none is found twice.
+    """
+
+    def __init__(
+        self,
+        keypoint_set: KeypointSet,
+        lost_s: float = 1.0,
+        exact_boxes: bool = False,
+        certain: bool = False,
+    ) -> None:
+        self.tracks: list[Track] = []
+        self._sigmas = np.array(keypoint_set.sigmas)
+        self._lost_s, self._exact_boxes, self._certain = lost_s, exact_boxes, certain
+
+    def cut(self) -> None:
+        """Ends all tracks: what follows is another scene."""
+        for track in self.tracks:
+            track.ended = True
+        self.tracks = []
+
+    def predict(self, time_s: float) -> None:
+        """Moves all tracks on to the time of the next frame."""
+        for track in self.tracks:
+            track.predict(time_s)
+
+    def update(self, poses: Poses, detected: NDArray[np.bool_], number: int, time_s: float) -> None:
+        """Takes in the people of the frame for which :meth:`predict` was called.
+
+        Args:
+            poses: N people; the boxes say where they are.
+            detected: ``(N,)`` which of them the detector saw on this frame.
+            number: of the frame, counted among those taken.
+            time_s: of the frame.
+        """
+        left = self._distinct(poses, detected)
+        # Those who have been seen before choose first; a ghost must not take their pose.
+        for confirmed in (True, False):
+            tracks = [track for track in self.tracks if track.confirmed == confirmed]
+            rows = join(self._similarity(tracks, poses, left), _SAME)
+            for i, j in rows:
+                self._see(tracks[i], poses, left[j], bool(detected[left[j]]), number)
+            taken = {j for _, j in rows}
+            left = [row for j, row in enumerate(left) if j not in taken]
+        for row in left:
+            # Between detections crops follow tracks: a pose on them that no track takes is no newcomer.
+            if detected[row]:
+                track = Track(poses.boxes[row], time_s, self._certain)
+                self._see(track, poses, row, True, number)
+                self.tracks.append(track)
+        for track in self.tracks:
+            track.ended = track.failed(self._lost_s)
+        self.tracks = [track for track in self.tracks if not track.ended]
+
+    def _see(self, track: Track, poses: Poses, row: int, detected: bool, number: int) -> None:
+        maps = poses.heatmaps
+        heatmap = None if maps is None else (maps.maps[row], maps.transforms[row])
+        points, scores = poses.keypoints[row], poses.scores[row]
+        raw = np.column_stack([points, scores])
+        score = float(poses.box_scores[row])
+        sighting = Sighting(number, track.time_s, points, scores, raw, poses.boxes[row], score, heatmap)
+        track.see(sighting, detected)
+        if not self._exact_boxes:
+            sighting.box = track.box
+
+    def _distinct(self, poses: Poses, detected: NDArray[np.bool_]) -> list[int]:
+        """Rows of ``poses`` without those that show a person a second time, best first."""
+        best_first = np.lexsort((-poses.person_scores, ~detected)).tolist()
+        if self._certain or len(poses) < 2:
+            return [int(row) for row in best_first]
+        same = _oks(
+            poses.keypoints, poses.boxes, poses.keypoints, poses.boxes, poses.scores, 2 * self._sigmas
+        )
+        kept: list[int] = []
+        for row in best_first:
+            if not (same[row, kept] > _TWICE).any():
+                kept.append(row)
+        return kept
+
+    def _similarity(self, tracks: list[Track], poses: Poses, rows: list[int]) -> NDArray[np.float64]:
+        """``(len(tracks), len(rows))`` in [0, 1]."""
+        if not (tracks and rows):
+            return np.zeros((len(tracks), len(rows)))
+        boxes = np.stack([track.box for track in tracks])
+        points = np.stack([track.points for track in tracks])
+        # The longer nobody saw it, the less is known of where it is.
+        loose = 1 + np.array([track.absent_s for track in tracks])
+        oks = _oks(
+            points,
+            boxes,
+            poses.keypoints[rows],
+            poses.boxes[rows],
+            poses.scores[rows],
+            2 * self._sigmas * loose[:, None, None],
+        )
+        return (oks + iou(boxes, poses.boxes[rows])) / 2
+
+
+def _oks(
+    points: NDArray[np.floating],
+    boxes: NDArray[np.floating],
+    others: NDArray[np.floating],
+    other_boxes: NDArray[np.floating],
+    other_scores: NDArray[np.floating],
+    spread: NDArray[np.floating],
+) -> NDArray[np.float64]:
+    """Similarity ``(M, N)`` of M poses and N others, whose sure keypoints count more.
+
+    ``spread`` is the standard deviation as a share of the person's size, to broadcast to ``(M, N, K)``.
+    """
+    # float64: the square of a far point's distance must not overflow.
+    apart = np.square(points[:, None].astype(np.float64) - others[None]).sum(-1)
+    area, other_area = (
+        np.prod((b[:, 2:] - b[:, :2]).astype(np.float64), axis=1) for b in (boxes, other_boxes)
+    )
+    size = np.maximum(np.sqrt(area[:, None] * other_area[None]), 1.0)[..., None]
+    weights = other_scores.astype(np.float64) + 1e-6
+    alike = np.exp(-apart / (2 * size * np.square(spread)))
+    return np.asarray((alike * weights).sum(-1) / weights.sum(-1))
+
+
+def join(similarity: NDArray[np.floating], least: float) -> list[tuple[int, int]]:
+    """Pairs (row, column) of the highest total similarity, each at least ``least``, none twice."""
+    # A pair that must not be joined adds nothing to the total, rather than keeping out two that may.
+    rows, columns = linear_sum_assignment(np.where(similarity >= least, similarity, 0), maximize=True)
+    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if similarity[i, j] >= least]
+
+
+def choose(
+    poses: Poses, image_wh: tuple[int, int], person: str, max_people: int | None, before: int = -1
+) -> Poses:
+    """The people asked for, in their order.
+
+    Args:
+        poses: all people.
+        image_wh: size of the image, px.
+        person: ``all``, ``largest`` (box), ``center`` (box nearest to the image's centre) or ``id:N``.
+        max_people: the first so many of these.
+        before: id of the one chosen on the frame before, who stays unless another is clearly better.
+    """
+    rows = np.arange(len(poses))
+    if person.startswith("id:"):
+        rows = np.flatnonzero(poses.ids == int(person.removeprefix("id:")))
+    elif person != "all" and len(poses):
+        low, high = poses.boxes[:, :2].astype(np.float64), poses.boxes[:, 2:].astype(np.float64)
+        if person == "largest":
+            cost = 1 / np.maximum(np.prod(high - low, axis=1), 1e-9)
+        else:
+            middle = (np.array(image_wh) - 1) / 2
+            cost = np.linalg.norm((low + high) / 2 - middle, axis=1)
+        kept = (poses.ids == before) & (before >= 0)
+        rows = np.array([np.where(kept, cost / _CHANGE, cost).argmin()])
+    return poses[rows[:max_people]]
