@@ -20,6 +20,9 @@ from hgpose.types import Detections, Frame
 #: Two boxes that overlap by more than this are the same person.
 _SAME_PERSON_IOU = 0.6
 
+#: Another person must be so much better than the one chosen before.
+_CHANGE = 1.25
+
 
 class Detector(Protocol):
     """Finds people on frames.
@@ -54,6 +57,39 @@ def suppress(boxes: NDArray[np.floating], limit: float) -> list[int]:
         if not (overlap[i, kept] > limit).any():
             kept.append(i)
     return kept
+
+
+def choose(
+    boxes: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    image_wh: tuple[int, int],
+    person: str,
+    max_people: int | None,
+    before: int = -1,
+) -> NDArray[np.int64]:
+    """The rows of the people asked for, in their order.
+
+    Args:
+        boxes: ``(N, 4)`` xyxy image px.
+        ids: ``(N,)``, -1 where nobody follows people.
+        image_wh: size of the image, px.
+        person: ``all``, ``largest`` (box), ``center`` (box nearest to the image's centre) or ``id:N``.
+        max_people: the first so many of these.
+        before: id of the one chosen on the frame before, who stays unless another is clearly better.
+    """
+    rows = np.arange(len(boxes))
+    if person.startswith("id:"):
+        rows = np.flatnonzero(ids == int(person.removeprefix("id:")))
+    elif person != "all" and len(boxes):
+        low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
+        if person == "largest":
+            cost = 1 / np.maximum(np.prod(high - low, axis=1), 1e-9)
+        else:
+            middle = (np.array(image_wh) - 1) / 2
+            cost = np.linalg.norm((low + high) / 2 - middle, axis=1)
+        kept = (ids == before) & (before >= 0)
+        rows = np.array([np.where(kept, cost / _CHANGE, cost).argmin()])
+    return rows[:max_people]
 
 
 class PersonDetector:
@@ -135,7 +171,7 @@ class GivenBoxes:
         self._by_index, self._by_name = by_index, by_name
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
-        """The boxes given for each frame, in the order given."""
+        """The boxes given for each frame."""
         nobody = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         return [
             self._by_name.get(f.name, nobody) if f.name else self._by_index.get(f.index, nobody)
@@ -167,7 +203,8 @@ def read_boxes(path: Path) -> GivenBoxes:
         raise InputError(f"{path}: no boxes in it")
 
     def detections(boxes: list[tuple[float, ...]]) -> Detections:
-        table = np.array(boxes, dtype=np.float32)
+        # Best first, as of every detector; equally good ones in the order given.
+        table = np.array(sorted(boxes, key=lambda box: -box[4]), dtype=np.float32)
         return Detections(np.ascontiguousarray(table[:, :4]), np.ascontiguousarray(table[:, 4]))
 
     return GivenBoxes(

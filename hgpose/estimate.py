@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hgpose import heatmaps
-from hgpose.detect import Detector, PersonDetector, WholeFrame, read_boxes
+from hgpose.detect import Detector, PersonDetector, WholeFrame, choose, read_boxes
 from hgpose.device import choose_device
 from hgpose.geometry import CropTransform, heatmap_to_crop
 from hgpose.keypoints import keypoint_set
@@ -132,8 +132,22 @@ class Estimator:
         return self.frames([Frame(np.ascontiguousarray(image), 0, 0.0)])[0]
 
     def frames(self, frames: Sequence[Frame]) -> list[Poses]:
-        """The people of each frame, found anew on every one; all crops go through the network together."""
-        return self.poses(frames, self.detector(frames))
+        """The people of each frame who are asked for, found anew on every one.
+
+        All crops go through the network together.
+        """
+        return self.poses(frames, self.choose(frames, self.detector(frames)))
+
+    def choose(self, frames: Sequence[Frame], people: Sequence[Detections]) -> list[Detections]:
+        """Of each frame's people, who have no ids yet, those who are asked for."""
+        chosen = []
+        for frame, found in zip(frames, people, strict=True):
+            height, width = frame.image.shape[:2]
+            nameless = np.full(len(found), -1, np.int64)
+            options = self.options
+            rows = choose(found.boxes, nameless, (width, height), options.person, options.max_people)
+            chosen.append(found[rows])
+        return chosen
 
     def poses(self, frames: Sequence[Frame], people: Sequence[Detections]) -> list[Poses]:
         """The keypoints of people whose boxes are known.
@@ -146,7 +160,6 @@ class Estimator:
             For each frame its poses. People in whose box the network sees nobody are left out,
             unless the boxes are the user's own.
         """
-        people = [self._choose(p) for p in people]
         images = [f.image for f, p in zip(frames, people, strict=True) for _ in range(len(p))]
         transforms = [self.crops.transform(box) for p in people for box in p.boxes]
         points, scores, maps = self.crops(images, transforms, self.options.heatmaps)
@@ -168,14 +181,6 @@ class Estimator:
             found.append(poses)
         return found
 
-    def _choose(self, people: Detections) -> Detections:
-        if self.options.person == "largest" and len(people):
-            size = np.prod(people.boxes[:, 2:] - people.boxes[:, :2], axis=1)
-            return people[[int(size.argmax())]]
-        if self.options.max_people is not None:
-            return people[np.argsort(-people.scores, kind="stable")[: self.options.max_people]]
-        return people
-
 
 def load_estimator(options: EstimatorOptions | None = None) -> Estimator:
     """Loads detector and pose network, ready to be called with images.
@@ -185,17 +190,18 @@ def load_estimator(options: EstimatorOptions | None = None) -> Estimator:
 
     Raises:
         WeightsError: weights are missing, damaged or not for the task.
-        OptionsError: the device cannot be used here.
+        OptionsError: the device or backend cannot be used here.
         InputError: a file of boxes cannot be read.
     """
     options = options or EstimatorOptions()
     device = choose_device(options.device)
     model, card = load_weights(options.weights, "pose")
-    crops = CropEstimator(Network(model, card, device, options.half), options.flip_test, options.batch)
+    network = Network(model, card, device, options.half, options.backend)
+    crops = CropEstimator(network, options.flip_test, options.batch)
     detector: Detector
     if options.detector == "person":
         finder, finder_card = load_weights(DEFAULT_FINDER, "person")
-        detector = PersonDetector(Network(finder, finder_card, device, options.half))
+        detector = PersonDetector(Network(finder, finder_card, device, options.half, options.backend))
     elif options.detector == "whole-frame":
         detector = WholeFrame()
     else:

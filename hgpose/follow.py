@@ -7,7 +7,6 @@ bounded by that, however long the source.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections import deque
@@ -19,13 +18,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hgpose.detect import WholeFrame, iou
+from hgpose.detect import WholeFrame, choose, iou
 from hgpose.errors import OptionsError
 from hgpose.estimate import Estimator, keypoint_box
 from hgpose.keypoints import KeypointSet
 from hgpose.options import EstimatorOptions
 from hgpose.smooth import GAP_S, SURE, SWAP_FRAMES, OneEuroFilter, smooth_at, swapped_sides
-from hgpose.track import TRIAL_FRAMES, Sighting, Track, Tracker, choose, join
+from hgpose.track import TRIAL_FRAMES, Sighting, Track, Tracker, join
 from hgpose.types import Detections, Frame, Heatmaps, Poses
 
 Finished = list[tuple[Frame, Poses]]
@@ -57,8 +56,7 @@ class CutDetector:
     def __call__(self, image: NDArray[np.uint8]) -> bool:
         """Whether a new scene begins with this image ``(H, W, 3)`` uint8 RGB."""
         # Every n-th pixel will do, and costs the same for every size of the image.
-        step = max(min(image.shape[:2]) // 128, 1)
-        few = np.ascontiguousarray(image[::step, ::step])
+        few = cv2.resize(image, (8 * _THUMBNAIL_WH[0], 8 * _THUMBNAIL_WH[1]), interpolation=cv2.INTER_NEAREST)
         small = cv2.resize(few, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA)
         grey = small.astype(np.float32).mean(axis=-1)
         grey -= grey.mean()
@@ -102,10 +100,6 @@ class Follower:
         self._chosen = -1
         self._follows = options.track and fps is not None
         self._estimator = estimator
-        if self._follows:
-            # Whom to show is decided once it is known who is who.
-            self._estimator = copy.copy(estimator)
-            self._estimator.options = replace(options, person="all", max_people=None)
         # Boxes that do not follow from what is seen are the same without looking.
         self._exact = not self._detector.proposes or isinstance(self._detector, WholeFrame)
         self._detect_every = 1 if self._exact else detect_every
@@ -136,8 +130,8 @@ class Follower:
             if self._follows:
                 yield self._choose([done for frame in frames for done in self._follow(frame)])
             else:
-                people = self._detect(frames)
-                yield self._choose(list(zip(frames, self._pose(frames, people), strict=True)))
+                people = self._estimator.choose(frames, self._detect(frames))
+                yield list(zip(frames, self._pose(frames, people), strict=True))
         yield self._choose(self._line.flush())
 
     def _choose(self, finished: Finished) -> Finished:
@@ -145,7 +139,10 @@ class Follower:
         for frame, poses in finished:
             height, width = frame.image.shape[:2]
             options = self._options
-            poses = choose(poses, (width, height), options.person, options.max_people, self._chosen)
+            rows = choose(
+                poses.boxes, poses.ids, (width, height), options.person, options.max_people, self._chosen
+            )
+            poses = poses[rows]
             if options.person in {"largest", "center"} and len(poses):
                 self._chosen = int(poses.ids[0])
             chosen.append((frame, poses))

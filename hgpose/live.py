@@ -32,7 +32,7 @@ from hgpose.errors import OutputError
 from hgpose.estimate import Estimator
 from hgpose.options import CameraOptions, Style, VideoOptions
 from hgpose.pipeline import Summary, run
-from hgpose.process import _sinks
+from hgpose.process import file_sinks
 from hgpose.sinks import Sink
 from hgpose.sources import Source
 from hgpose.sources.camera import CameraSource
@@ -115,7 +115,7 @@ class Preview:
         url, no_window: for the status, as there.
     """
 
-    path = Path()
+    path = None
 
     def __init__(self, source: CameraSource, style: Style) -> None:
         self._source, self._style = source, style
@@ -222,7 +222,7 @@ def watch_camera(
         what = VideoOptions(save=options.save, style=options.style)
         # Milliseconds, for two cameras that one script starts.
         stem = f"camera_{datetime.now():%Y%m%d_%H%M%S_%f}"[:-3]
-        files = _sinks(estimator, what, options.record, stem)
+        files = file_sinks(estimator, what, options.record, stem)
     with ExitStack() as stack:
         if options.serve is not None:
             preview.url = stack.enter_context(serve(preview, options.host, options.serve))
@@ -251,7 +251,6 @@ def watch_camera(
                 source.stop()
                 window = None
         summary = job.result()
-    summary.files.remove(str(preview.path))
     return summary
 
 

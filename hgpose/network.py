@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from hgpose.device import half_pays, has_fast_bfloat16
+from hgpose.errors import OptionsError
 from hgpose.models.hourglass import fold_batch_norms
 from hgpose.weights import Card
 
@@ -25,13 +28,28 @@ class Network:
         device: where it runs.
         half: bfloat16, or float16 on GPUs without it, for the network's inside; results stay float32.
             ``None``: where it is faster.
+        backend: what computes, ``torch`` or, on a CPU, ``openvino``.
+
+    Raises:
+        OptionsError: OpenVINO is not installed, or the device is no CPU.
     """
 
-    def __init__(self, model: nn.Module, card: Card, device: torch.device, half: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        card: Card,
+        device: torch.device,
+        half: bool | None = None,
+        backend: str = "torch",
+    ) -> None:
         fold_batch_norms(model)
         self.card, self.device = card, device
         self.half = half_pays(device) if half is None else half
-        self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._compute: Callable[[Tensor], Any]
+        if backend == "openvino":
+            self._compute = _openvino(model, device, self.half)
+        else:
+            self._compute = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # (x / 255 - mean) / std as one multiplication and one addition.
         std = torch.tensor(card.std, device=device).view(1, 3, 1, 1)
         mean = torch.tensor(card.mean, device=device).view(1, 3, 1, 1)
@@ -51,4 +69,26 @@ class Network:
         # An (N, S, S, 3) array seen as (N, 3, S, S) already lies in channels_last order.
         pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         with torch.inference_mode(), self._precision():
-            return self._model(pixels * self._gain + self._bias)
+            return self._compute(pixels * self._gain + self._bias)
+
+
+def _openvino(model: nn.Module, device: torch.device, half: bool) -> Callable[[Tensor], list[Tensor]]:
+    """The network compiled by OpenVINO: from ``(N, 3, H, W)`` float32 to the list of its outputs."""
+    if device.type != "cpu":
+        raise OptionsError(f"--backend openvino computes on the CPU, not on {device}: add --device cpu")
+    try:
+        openvino = importlib.import_module("openvino")
+    except ImportError:
+        raise OptionsError("--backend openvino needs a package: pip install 'hgpose[openvino]'") from None
+    with warnings.catch_warnings():
+        # Its reader of PyTorch models warns of its own way of tracing.
+        warnings.simplefilter("ignore")
+        converted = openvino.convert_model(model, example_input=torch.zeros(2, 3, 128, 256))
+    precision = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
+    compiled = openvino.compile_model(converted, "CPU", precision)
+
+    def compute(pixels: Tensor) -> list[Tensor]:
+        answers = compiled(pixels.contiguous().numpy())
+        return [torch.from_numpy(answers[i]) for i in range(len(answers))]
+
+    return compute

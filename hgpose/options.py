@@ -85,6 +85,7 @@ class EstimatorOptions:
         batch: crops, and frames, that go through a network at once, at most.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
         half: half precision inside the networks; ``None``: where it is faster.
+        backend: what computes the networks, ``torch`` or, on a CPU, ``openvino``.
         heatmaps: keep the probability maps, for drawing.
         track: follow people: ids, boxes from the frame before, smoothing. Otherwise every frame is taken
             by itself.
@@ -104,6 +105,7 @@ class EstimatorOptions:
     batch: int = 8
     device: str = "auto"
     half: bool | None = None
+    backend: str = "torch"
     heatmaps: bool = False
     track: bool = True
     lost_s: float = 1.0
@@ -125,6 +127,10 @@ class EstimatorOptions:
         _require(self.track or not by_id, f"--person {self.person} needs ids: leave out --no-track")
         _require(self.max_people is None or self.max_people >= 1, "--max-people must be at least 1")
         _require(self.batch >= 1, f"--batch must be at least 1, not {self.batch}")
+        _require(
+            self.backend in {"torch", "openvino"},
+            f"--backend must be torch or openvino, not {self.backend!r}",
+        )
         _require(0 <= self.min_person_score <= 1, "--min-person-score must lie in 0 to 1")
         _require(self.lost_s >= 0, f"--lost must not be negative, not {self.lost_s}")
         _require(

@@ -142,7 +142,7 @@ def run(
         summary = Summary(source.info.name)
         follower = Follower(estimator, detect_every, source.info.fps, live)
         opened = [stack.enter_context(sink) for sink in sinks(source)]
-        summary.files = [str(sink.path) for sink in opened]
+        summary.files = [str(sink.path) for sink in opened if sink.path is not None]
         batches = (
             ([frame] for frame in source)
             if live

@@ -80,7 +80,7 @@ def _shown(video: str) -> str:
     return _SECRETS.sub("", video) if _URL.match(video) else video
 
 
-def _sinks(
+def file_sinks(
     estimator: Estimator, options: VideoOptions, out: Path, stem: str, inputs: Collection[Path] = frozenset()
 ) -> Callable[[Source], list[Sink]]:
     check_kinds(options.save)
@@ -119,7 +119,7 @@ def process_video(
     source = VideoSource(video, start_s=options.start_s, end_s=options.end_s, every=options.every)
     return run(
         source,
-        _sinks(estimator, options, Path(out), output_stem(str(video))),
+        file_sinks(estimator, options, Path(out), output_stem(str(video))),
         estimator,
         options.detect_every,
         estimator.options.batch,
@@ -197,7 +197,7 @@ def process_images(
     name = str(inputs[0]) if len(inputs) == 1 else "images"
     return run(
         ImageSource(images, name),
-        _sinks(estimator, options, Path(out), _IMAGE_SET_STEM, {path.resolve() for path, _ in images}),
+        file_sinks(estimator, options, Path(out), _IMAGE_SET_STEM, {path.resolve() for path, _ in images}),
         estimator,
         batch=estimator.options.batch,
         report=lambda summary: report(summary, len(images)),

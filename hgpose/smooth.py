@@ -70,7 +70,7 @@ def smooth_at(
     center = np.where(bridged[:, None], between, _undisputed(i, points, scores))
     new_scores = np.where(bridged, between_scores, scores[i])
 
-    apart = np.square(points - center).sum(-1) / (_NEAR * size_px) ** 2
+    apart = np.square(points - center).sum(-1) / (_NEAR * max(size_px, 1.0)) ** 2
     # While it is bridged a keypoint's neighbours may well be far off.
     apart = np.where(bridged, 0, apart)
     since_s = times_s - times_s[i]

@@ -36,8 +36,6 @@ _TWICE = 0.6
 _ALPHA, _BETA = 0.3, 0.03
 #: The usual score of a track follows its pose's by this share a frame.
 _USUAL = 0.1
-#: Another person must be so much better than the one chosen before.
-_CHANGE = 1.25
 
 
 @dataclass(eq=False)
@@ -294,30 +292,3 @@ def join(similarity: NDArray[np.floating], least: float) -> list[tuple[int, int]
     # A pair that must not be joined adds nothing to the total, rather than keeping out two that may.
     rows, columns = linear_sum_assignment(np.where(similarity >= least, similarity, 0), maximize=True)
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if similarity[i, j] >= least]
-
-
-def choose(
-    poses: Poses, image_wh: tuple[int, int], person: str, max_people: int | None, before: int = -1
-) -> Poses:
-    """The people asked for, in their order.
-
-    Args:
-        poses: all people.
-        image_wh: size of the image, px.
-        person: ``all``, ``largest`` (box), ``center`` (box nearest to the image's centre) or ``id:N``.
-        max_people: the first so many of these.
-        before: id of the one chosen on the frame before, who stays unless another is clearly better.
-    """
-    rows = np.arange(len(poses))
-    if person.startswith("id:"):
-        rows = np.flatnonzero(poses.ids == int(person.removeprefix("id:")))
-    elif person != "all" and len(poses):
-        low, high = poses.boxes[:, :2].astype(np.float64), poses.boxes[:, 2:].astype(np.float64)
-        if person == "largest":
-            cost = 1 / np.maximum(np.prod(high - low, axis=1), 1e-9)
-        else:
-            middle = (np.array(image_wh) - 1) / 2
-            cost = np.linalg.norm((low + high) / 2 - middle, axis=1)
-        kept = (poses.ids == before) & (before >= 0)
-        rows = np.array([np.where(kept, cost / _CHANGE, cost).argmin()])
-    return poses[rows[:max_people]]

@@ -176,7 +176,8 @@ def test_names_may_be_relative_to_any_folder(tmp_path: Path) -> None:
     assert load_results(tmp_path / "results.json", twins).image_ids.tolist() == [2, 3, 1]
 
 
-FRAME = {"frame": 0, "name": "a/1.jpg", "people": []}
+FRAME = {"frame": 0, "time_s": 0.0, "name": "a/1.jpg", "people": []}
+CSV = "frame,time_s,{name}person,score,x1,y1,x2,y2,neck_x,neck_y,neck_score\n"
 BROKEN: list[tuple[str, Any, str]] = [
     ("r.json", "{", "cannot be read as JSON"),
     ("r.json", {"schema": "other"}, "neither hgpose JSON"),
@@ -184,7 +185,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("r.json", {"schema": "hgpose/1"}, "malformed"),
     (
         "r.json",
-        {"schema": "hgpose/1", "keypoints": ["neck"], "frames": [{"frame": 0, "people": []}]},
+        {"schema": "hgpose/1", "keypoints": ["neck"], "frames": [{"frame": 0, "time_s": 0.0, "people": []}]},
         "no image names",
     ),
     (
@@ -210,14 +211,14 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("r.json", [{"image_id": 8, "keypoints": [1, 2, 3] * 14, "score": 1}], "none of its images, such as 8"),
     ("r.csv", "frame,time_s,person,keypoint,x,y,score\n", "not hgpose's wide CSV"),
     ("r.csv", "", "not hgpose's wide CSV"),
-    ("r.csv", "frame,time_s,person,score,neck_x,neck_y,neck_score\n0,0,1,1,2,3,4\n", "no image names"),
-    ("r.csv", "name,person,score,neck_x,neck_y,neck_score\na/1.jpg,1,1,2\n", "line 2 is malformed"),
+    ("r.csv", CSV.format(name="") + "0,0,1,1,0,0,1,1,2,3,4\n", "no image names"),
+    ("r.csv", CSV.format(name="name,") + "0,0,a/1.jpg,1,1,2\n", "line 2 is malformed"),
     (
         "r.csv",
-        "name,person,score,neck_x,neck_y,neck_score\nelse.jpg,1,1,2,3,4\n",
+        CSV.format(name="name,") + "0,0,else.jpg,1,1,0,0,1,1,2,3,4\n",
         "none of its images, such as",
     ),
-    ("r.csv", b"\xff\xfe\x00", "cannot be read as CSV"),
+    ("r.csv", b"\xff\xfe\x00", "not hgpose's wide CSV"),
 ]
 
 

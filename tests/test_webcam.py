@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def recorded(folder: Path) -> tuple[int, int, int]:
 
 def test_latency_stays_bounded_when_inference_is_slow(estimator: Estimator) -> None:
     estimator.detector = SlowDetector()
+    # Followed, a newcomer would be shown from the third frame on.
+    estimator.options = replace(estimator.options, track=False)
     seen: list[LiveStatus] = []
     with mjpeg_server(150, INTERVAL_S) as url:
         summary = watch_camera(url, estimator, HIDDEN, seen.append)
@@ -401,7 +404,7 @@ def test_cut_stream_is_exit_1_and_nothing_to_see_is_said(
 ) -> None:
     monkeypatch.setattr("hgpose.live.window_problem", lambda: "there is no display")
     monkeypatch.setenv("COLUMNS", "200")
-    with mjpeg_server(10, INTERVAL_S) as url:
+    with mjpeg_server(40, INTERVAL_S) as url:
         monkeypatch.setattr(sys, "argv", command(url, weights)[2:])
         with pytest.raises(SystemExit) as ended:
             main()

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from hgpose.cli import evaluate, process, tools, train, webcam
+from hgpose.cli import convert, evaluate, process, tools, train, webcam, weights
 from hgpose.errors import HgposeError, OptionsError
 
 
@@ -41,11 +41,16 @@ app = typer.Typer(
 app.command("video")(process.video)
 app.command("images")(process.images)
 app.command("webcam")(webcam.webcam)
+app.command("convert")(convert.convert)
+app.command("draw")(convert.draw)
+app.command("schema")(convert.schema)
 app.command("demo")(tools.demo)
 app.command("doctor")(tools.doctor)
 app.command("bench")(tools.bench)
 app.add_typer(evaluate.eval_app, name="eval")
 app.add_typer(train.train_app, name="train")
+app.add_typer(weights.weights_app, name="weights")
+app.command("export")(weights.export)
 
 
 def main() -> None:

@@ -17,12 +17,15 @@ from hgpose.cli.process import (
     FlipTest,
     Half,
     Heatmaps,
+    KeepRaw,
     Labels,
     LineWidth,
+    Lost,
     MaxPeople,
     Person,
     Save,
     Threshold,
+    Track,
     Weights,
     print_start,
     print_summaries,
@@ -62,6 +65,10 @@ def webcam(
     detect_every: Annotated[
         int, typer.Option("--detect-every", help="Look for people anew on every n-th frame only.")
     ] = _C.detect_every,
+    track: Track = _E.track,
+    lost: Lost = _E.lost_s,
+    smooth: Annotated[str | None, typer.Option("--smooth", help="none or live (the default).")] = None,
+    keep_raw: KeepRaw = False,
     weights: Weights = _E.weights,
     flip_test: FlipTest = False,
     device: Device = _E.device,
@@ -79,7 +86,8 @@ def webcam(
     """
     how = EstimatorOptions(
         weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test,
-        device=device, half=half, heatmaps=heatmaps,
+        device=device, half=half, heatmaps=heatmaps, track=track, lost_s=lost, smooth=smooth,
+        keep_raw=keep_raw,
     )  # fmt: skip
     what = CameraOptions(
         mirror=mirror, record=record, save=tuple(save.split(",")), detect_every=detect_every, window=window,

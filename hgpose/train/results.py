@@ -5,22 +5,20 @@ Symbols: M annotated people, P predicted people, K keypoints. Points are image p
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hgpose.errors import InputError
-from hgpose.keypoints import KEYPOINT_SETS
-from hgpose.train.datasets import PoseSet, read_json
+from hgpose.results import open_results
+from hgpose.train.datasets import PoseSet
 from hgpose.train.metrics import oks
 
-#: Image (file name or COCO id), keypoints ``(k, 3)`` as x, y, score, and the person's score.
-_Person = tuple[str | int, NDArray[np.float64], float]
+#: Id of the image, keypoints ``(k, 3)`` as x, y, score, and the person's score.
+_Person = tuple[int, NDArray[np.float32], float]
 
 
 @dataclass(frozen=True)
@@ -59,20 +57,32 @@ def load_results(path: Path, truth: PoseSet) -> PoseResults:
     Raises:
         InputError: unreadable or malformed file, results of a video, no image of the annotated set.
     """
-    read = _read_csv if path.suffix.lower() == ".csv" else _read_json
-    names, people = read(path)
     ids = _Ids(truth)
-    rows = [
-        (image_id, joints, score) for image, joints, score in people if (image_id := ids(image)) is not None
-    ]
-    if people and not rows:
+    rows: list[_Person] = []
+    stranger: str | int | None = None
+    with open_results(path) as results:
+        names = results.keypoint_set.names
+        for frame in results.frames:
+            if not frame.name and results.kind != "coco":
+                raise InputError(
+                    f"{path}: its frames have no image names; run hgpose on the folder of annotated images, "
+                    "not on a video"
+                )
+            image_id = ids(frame.name or frame.index)
+            if image_id is None:
+                stranger = frame.name or frame.index if len(frame.poses) else stranger
+                continue
+            poses = frame.poses
+            for points, scores, score in zip(poses.keypoints, poses.scores, poses.box_scores, strict=True):
+                rows.append((image_id, np.column_stack([points, scores]), float(score)))
+    if stranger is not None and not rows:
         raise InputError(
-            f"{path}: none of its images, such as {people[0][0]!r}, is in the annotations; "
+            f"{path}: none of its images, such as {stranger!r}, is in the annotations; "
             "results must come from the annotated images"
         )
     order = np.array([names.index(name) if name in names else -1 for name in truth.names])
     known = order >= 0
-    if names and not known.any():
+    if not known.any():
         raise InputError(f"{path}: it has none of the keypoints {', '.join(truth.names)}")
     tables = np.full((len(rows), len(order), 3), np.nan)
     for table, (_, joints, _) in zip(tables, rows, strict=True):
@@ -133,80 +143,3 @@ class _Ids:
         if isinstance(image, str):
             return self.by_name.get(image.replace("\\", "/"))
         return image if image in self.ids else None
-
-
-def _read_csv(path: Path) -> tuple[tuple[str, ...], list[_Person]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            columns = rows.fieldnames or ()
-            names = tuple(c.removesuffix("_x") for c in columns if c.endswith("_x"))
-            wanted = {"score", *(f"{n}_{v}" for n in names for v in ("x", "y", "score"))}
-            if not names or not wanted <= set(columns):
-                raise InputError(
-                    f"{path}: not hgpose's wide CSV, whose columns are frame, time_s, person, ..."
-                )
-            if "name" not in columns:
-                raise InputError(_NO_NAMES.format(path=path))
-            people = []
-            for row in rows:
-                # A frame with nobody has no score; the person's id may be empty all the same.
-                if row["score"] != "":
-                    joints = [[_number(row[f"{n}_{v}"]) for v in ("x", "y", "score")] for n in names]
-                    people.append((row["name"], np.array(joints), float(row["score"])))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error})") from error
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: line {rows.line_num} is malformed ({error})") from error
-    return names, people
-
-
-def _number(field: str) -> float:
-    return float(field) if field != "" else float("nan")
-
-
-_NO_NAMES = (
-    "{path}: its frames have no image names; run hgpose on the folder of annotated images, not on a video"
-)
-
-
-def _read_json(path: Path) -> tuple[tuple[str, ...], list[_Person]]:
-    content = read_json(path)
-    try:
-        if isinstance(content, dict) and content.get("schema") == "hgpose/1":
-            return tuple(content["keypoints"]), list(_hgpose_people(content, path))
-        if isinstance(content, list) and all(isinstance(p, dict) and "image_id" in p for p in content):
-            return _coco_names(content, path), list(_coco_people(content))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: malformed ({type(error).__name__}: {error})") from error
-    raise InputError(
-        f"{path}: neither hgpose JSON (schema 'hgpose/1') nor COCO results (a list with 'image_id')"
-    )
-
-
-def _hgpose_people(content: dict[str, Any], path: Path) -> Iterator[_Person]:
-    for frame in content["frames"]:
-        if "name" not in frame:
-            raise InputError(_NO_NAMES.format(path=path))
-        for person in frame["people"]:
-            joints = np.array(person["keypoints"], dtype=np.float64).reshape(len(content["keypoints"]), 3)
-            yield frame["name"], joints, float(person["score"])
-
-
-def _coco_people(content: list[dict[str, Any]]) -> Iterator[_Person]:
-    for person in content:
-        joints = np.array(person["keypoints"], dtype=np.float64).reshape(-1, 3)
-        yield person["image_id"], joints, float(person["score"])
-
-
-def _coco_names(content: list[dict[str, Any]], path: Path) -> tuple[str, ...]:
-    counts = {len(person["keypoints"]) // 3 for person in content}
-    if not counts:
-        return ()
-    for known in KEYPOINT_SETS.values():
-        if counts == {len(known)}:
-            return known.names
-    sizes = ", ".join(f"{len(s)} ({s.name})" for s in KEYPOINT_SETS.values())
-    raise InputError(f"{path}: its people have {sorted(counts)} keypoints; known are {sizes}")

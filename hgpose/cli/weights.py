@@ -1,0 +1,125 @@
+"""``hgpose weights`` and ``hgpose export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+weights_app = typer.Typer(help="List, fetch and convert weights.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="As 'hgpose weights list' has it.", show_default=False)]
+AnyWeights = Annotated[str, typer.Argument(help="A name or a .safetensors file.", show_default=False)]
+
+
+@weights_app.command("list")
+def list_weights() -> None:
+    """Show the weights that are here and those that can be fetched."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from hgpose.registry import PUBLISHED
+    from hgpose.weights import cache_folder, find_weights, read_card, weights_folder
+
+    table = Table(Column("name", no_wrap=True), "where", "keypoints", "input px", "score", "licence")
+    for folder, where in ((weights_folder(), "shipped"), (cache_folder(), "fetched")):
+        for path in sorted(folder.glob("*.safetensors")):
+            card = read_card(find_weights(path))
+            table.add_row(card.name, where, card.keypoint_set, str(card.input_px), "", card.licence)
+    for name, weights in PUBLISHED.items():
+        if not (cache_folder() / f"{name}.safetensors").is_file():
+            score = "" if weights.score is None else f"{weights.score} {weights.metric.partition(',')[0]}"
+            table.add_row(
+                name, "to fetch", weights.keypoint_set, str(weights.input_px), score, weights.licence
+            )
+    Console().print(table)
+
+
+@weights_app.command("info")
+def info(name: AnyWeights) -> None:
+    """Show all that is known of weights."""
+    from dataclasses import asdict
+
+    from hgpose.errors import WeightsError
+    from hgpose.registry import PUBLISHED
+    from hgpose.weights import find_weights, read_card
+
+    fields = asdict(PUBLISHED[name]) if name in PUBLISHED else {}
+    try:
+        path = find_weights(name)
+    except WeightsError:
+        if not fields:
+            raise
+        _print(fields | {"file": f"not here: hgpose weights fetch {name}"})
+    else:
+        _print(fields | {"file": path} | asdict(read_card(path)))
+
+
+@weights_app.command("fetch")
+def fetch_weights(name: Name) -> None:
+    """Fetch published weights; afterwards --weights NAME finds them."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    from hgpose.registry import fetch
+
+    console = Console(stderr=True)
+    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console) as bar:
+        task = bar.add_task(name, total=None)
+        path = fetch(name, lambda here, total: bar.update(task, completed=here, total=total))
+    typer.echo(path)
+
+
+@weights_app.command("convert")
+def convert_checkpoint(
+    file: Annotated[Path, typer.Argument(help="A PyTorch checkpoint.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="NAME.safetensors.", show_default=False)],
+    size: Annotated[int, typer.Option("--size", help="Side of the network's input, px.")] = 256,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout", help="bearpaw or fpd, which look alike at width 256 (then bearpaw is taken)."
+        ),
+    ] = None,
+) -> None:
+    """Convert a public hourglass checkpoint: bearpaw, anibali, princeton-vl, FPD or MMPose hourglass52."""
+    from dataclasses import asdict
+
+    from hgpose.checkpoints import convert
+    from hgpose.errors import OptionsError
+
+    if out.suffix != ".safetensors":
+        raise OptionsError(f"-o {out}: the name must end in .safetensors")
+    _print({"file": out} | asdict(convert(file, out, size, layout)))
+
+
+@weights_app.command("path")
+def path_of(name: AnyWeights) -> None:
+    """Print where the file of weights is."""
+    from hgpose.weights import find_weights
+
+    typer.echo(find_weights(name))
+
+
+def export(
+    weights: AnyWeights,
+    to: Annotated[str, typer.Option("--to", help="onnx or torchscript.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file; by default NAME.onnx or NAME.pt.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write a network for another runtime, and check that it computes the same there."""
+    from hgpose.export import export as write
+
+    file = out or Path(f"{Path(weights).stem}.{'onnx' if to == 'onnx' else 'pt'}")
+    difference = write(weights, to, file, overwrite)
+    typer.echo(f"{file}: agrees to {difference:.1e}")
+
+
+def _print(fields: dict[str, Any]) -> None:
+    for key, value in fields.items():
+        if value not in ("", None, {}, ()):
+            typer.echo(f"{key}: {value}")

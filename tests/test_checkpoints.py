@@ -1,0 +1,351 @@
+"""Public checkpoints: recognised, converted, refused; and decoded as their authors do."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from published import checkpoint_b, checkpoints_a, family_a, run_a, run_b
+from torch import Tensor
+
+from hgpose import heatmaps
+from hgpose.checkpoints import convert, rename
+from hgpose.errors import WeightsError
+from hgpose.estimate import CropEstimator
+from hgpose.geometry import heatmap_to_crop
+from hgpose.keypoints import COCO17
+from hgpose.network import Network
+from hgpose.weights import Card, load_weights
+
+#: Two ways to add up the same numbers in float32; the maps' values are of the order of 1.
+TOLERANCE = 1e-4
+
+
+def saved(folder: Path, state: Any, name: str = "theirs.pth") -> Path:
+    torch.save(state, folder / name)
+    return folder / name
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    return {"epoch": 3, "state_dict": {prefix + k: v for k, v in state.items()}, "best_acc": 0.9}
+
+
+def maps_of(out: Path, image: Tensor) -> list[Tensor]:
+    network, _ = load_weights(out, "pose")
+    with torch.no_grad():
+        found: list[Tensor] = network(image)
+    return found
+
+
+def test_published_sizes() -> None:
+    def millions(stacks: int, stem: tuple[int, int, int]) -> float:
+        rows = family_a(stacks, 256, 16, stem)
+        # A convolution has a bias, a batch normalisation (one number) a weight and a bias.
+        return sum(math.prod(shape) + shape[0] for _, _, shape in rows) / 1e6
+
+    # princeton-vl's stem, and bearpaw's, which is wider in its second residual.
+    for stacks, narrow, wide in ((1, 3.43, 3.59), (2, 6.57, 6.73), (8, 25.43, 25.59)):
+        assert millions(stacks, (64, 128, 128)) == pytest.approx(narrow, abs=0.005)
+        assert millions(stacks, (64, 128, 256)) == pytest.approx(wide, abs=0.005)
+
+
+@pytest.mark.parametrize("stem", [(8, 16, 16), (8, 16, 32)])
+@pytest.mark.parametrize("stacks", [1, 2, 8])
+def test_family_a_computes_what_its_authors_do(
+    tmp_path: Path, stacks: int, stem: tuple[int, int, int]
+) -> None:
+    bearpaw, _ = checkpoints_a(stacks, stem=stem)
+    convert(saved(tmp_path, bearpaw), tmp_path / "ours.safetensors")
+    image = torch.randn(2, 3, 64, 128)
+    found = maps_of(tmp_path / "ours.safetensors", image)
+    expected = run_a(bearpaw, stacks, image)
+    assert len(found) == stacks
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.std() > 0.1
+        assert torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def hourglass52() -> dict[str, Tensor]:
+    return checkpoint_b()
+
+
+def test_family_b_computes_what_its_authors_do(tmp_path: Path, hourglass52: dict[str, Tensor]) -> None:
+    file = saved(tmp_path, {"meta": {"epoch": 1}, "state_dict": hourglass52})
+    card = convert(file, tmp_path / "b.safetensors", 384)
+    assert card.architecture == {"kind": "hourglass52", "outputs": 17}
+    assert (card.keypoint_set, card.input_px, card.box_padding) == ("coco17", 384, 1.25)
+    assert (card.decoding, card.refine_from, card.offset_cells) == ("peak", 2, -0.375)
+    assert card.shift_heatmap and card.center_shift == 0
+    image = torch.randn(1, 3, 128, 128)
+    (found,) = maps_of(tmp_path / "b.safetensors", image)
+    expected = run_b(hourglass52, image)
+    assert expected.std() > 0.1
+    assert torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_head_of_mmpose_1(hourglass52: dict[str, Tensor]) -> None:
+    tensors = {k: v for k, v in hourglass52.items() if not k.endswith("tracked")}
+    old, *_ = rename(tensors, Path("old.pth"))
+    renamed = {k.replace("keypoint_head.", "head."): v for k, v in tensors.items()}
+    new, architecture, layout = rename(renamed, Path("new.pth"))
+    assert (layout, architecture["outputs"]) == ("mmpose", 17)
+    assert old.keys() == new.keys() and all(old[k] is new[k] for k in old)
+    with pytest.raises(WeightsError, match=r"unexpected backbone\.hourglass_modules\.1\.x"):
+        rename(tensors | {"backbone.hourglass_modules.1.x": torch.zeros(1)}, Path("104.pth"))
+
+
+def test_four_layouts_of_the_same_numbers_agree_to_the_bit(tmp_path: Path) -> None:
+    bearpaw, princeton = checkpoints_a(2)
+    files = {
+        "bearpaw": (prefixed(bearpaw, "module."), "bearpaw"),
+        "anibali": (bearpaw, "bearpaw"),
+        "princeton": (prefixed(princeton, "model.module."), None),
+        "fpd": (prefixed(bearpaw, "module."), None),
+    }
+    image = torch.randn(1, 3, 64, 64)
+    found = {}
+    for name, (state, layout) in files.items():
+        convert(saved(tmp_path, state, name), tmp_path / f"{name}.safetensors", layout=layout)
+        found[name] = maps_of(tmp_path / f"{name}.safetensors", image)
+    for name in ("anibali", "princeton", "fpd"):
+        assert all(torch.equal(a, b) for a, b in zip(found["bearpaw"], found[name], strict=True))
+
+
+def test_cards_say_the_conventions(tmp_path: Path) -> None:
+    imagenet = (0.485, 0.456, 0.406)
+    bearpaw, princeton = checkpoints_a(1, 256, stem=(64, 128, 256))
+    narrow, _ = checkpoints_a(1, 32)
+    cards = {
+        name: convert(saved(tmp_path, state), tmp_path / f"{name}.safetensors", layout=layout)
+        for name, state, layout in (
+            ("bearpaw", bearpaw, None),
+            ("princeton", princeton, None),
+            ("fpd", narrow, None),
+            ("fpd256", bearpaw, "fpd"),
+        )
+    }
+    for name, card in cards.items():
+        assert card.name == name and card.task == "pose" and card.decoding == "peak"
+        assert (card.keypoint_set, card.input_px, card.box_padding) == ("mpii16", 256, 1.25)
+        assert card.center_shift == pytest.approx(15 / 200)
+    means = [cards[n].mean for n in ("bearpaw", "princeton", "fpd", "fpd256")]
+    assert means == [(0.4404, 0.4440, 0.4327), (0, 0, 0), imagenet, imagenet]
+    assert [c.offset_cells for c in cards.values()] == [0, 0, -0.375, -0.375]
+    assert [c.shift_heatmap for c in cards.values()] == [False, False, True, True]
+    assert [c.std for c in cards.values()][:2] == [(1, 1, 1)] * 2
+    assert cards["bearpaw"].architecture["stem"] == [64, 128, 256]
+
+
+def test_coco_network_of_family_a(tmp_path: Path) -> None:
+    card = convert(saved(tmp_path, checkpoints_a(1, outputs=17)[0]), tmp_path / "c.safetensors")
+    assert card.keypoint_set == "coco17" and card.center_shift == 0
+
+
+def without(state: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if k not in keys}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda a, p: without(a, "hg.0.hg.3.0.0.bn1.weight"),
+            r"missing hg\.0\.hg\.3\.0\.0\.bn1\.weight",
+        ),
+        (lambda a, p: without(a, "layer2.0.conv3.weight"), r"layer2\.0\.conv3\.weight.* is missing"),
+        (
+            lambda a, p: a | {"hg.0.hg.3.0.1.bn1.weight": a["bn1.weight"]},
+            r"unexpected hg\.0\.hg\.3\.0\.1",
+        ),
+        (
+            lambda a, p: without(p, "pre.4.skip_layer.conv.weight"),
+            r"missing pre\.4\.skip_layer\.conv",
+        ),
+        (lambda a, p: p | {"extra": a["bn1.weight"]}, "looks like princeton .* unexpected extra"),
+        (
+            lambda a, p: a | {"fc.0.0.weight": torch.zeros(3, 3)},
+            r"fc\.0\.0\.weight \(3, 3\) instead of \(32",
+        ),
+        (lambda a, p: {"encoder.weight": torch.zeros(2)}, r"of no known layout .* encoder\.weight"),
+        (lambda a, p: {}, "holds no state dict"),
+        (lambda a, p: [1, 2], "holds no state dict"),
+        (lambda a, p: {"state_dict": {"a": "text"}}, "holds no state dict"),
+        (lambda a, p: checkpoints_a(1, outputs=5)[0], r"5 outputs; known .* 16 \(mpii16\), 17 \(coco17\)"),
+    ],
+)
+def test_refused(tmp_path: Path, change: Callable[[Any, Any], Any], message: str) -> None:
+    file = saved(tmp_path, change(*checkpoints_a(1)))
+    with pytest.raises(WeightsError, match=rf"theirs\.pth: .*{message}"):
+        convert(file, tmp_path / "ours.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["theirs.pth"]
+
+
+def test_wrong_wishes(tmp_path: Path) -> None:
+    _, princeton = checkpoints_a(1)
+    file = saved(tmp_path, princeton)
+    with pytest.raises(WeightsError, match="its layout is princeton, not bearpaw"):
+        convert(file, tmp_path / "ours.safetensors", layout="bearpaw")
+    with pytest.raises(WeightsError, match="multiple of 64 px, not 100"):
+        convert(file, tmp_path / "ours.safetensors", 100)
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda x, f: f.write_bytes(pickle.dumps(x))])
+def test_malicious_pickle_is_refused_and_not_run(tmp_path: Path, write: Callable[[Any, Path], Any]) -> None:
+    trace = tmp_path / "it ran"
+    state, _ = checkpoints_a(1)
+    write({"state_dict": state, "optimizer": Evil(trace)}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError, match=r"evil\.pth: .*(mkdir, which is no tensor|damaged)"):
+        convert(tmp_path / "evil.pth", tmp_path / "ours.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.pth"]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, 100_000])
+def test_truncated(tmp_path: Path, keep: int) -> None:
+    file = saved(tmp_path, checkpoints_a(1)[0])
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(WeightsError, match=r"theirs\.pth: damaged"):
+        convert(file, tmp_path / "ours.safetensors")
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"gone\.pth: no such file"):
+        convert(tmp_path / "gone.pth", tmp_path / "ours.safetensors")
+
+
+def test_old_serialisation(tmp_path: Path) -> None:
+    state, _ = checkpoints_a(1)
+    torch.save(state, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
+    assert convert(tmp_path / "old.pth.tar", tmp_path / "ours.safetensors").keypoint_set == "mpii16"
+
+
+# Decoding. The expected places are in the authors' own frames, put into ours by the test.
+
+
+def peak_map(*cells: tuple[int, int, float]) -> Tensor:
+    maps = torch.zeros(1, 1, 16, 24)
+    for x, y, value in cells:
+        maps[0, 0, y, x] = value
+    return maps
+
+
+def family_a_crop_px(cells: list[float]) -> list[float]:
+    """Their crop px are 4 (h + 0.5), counted from the corner of the first pixel; ours from its middle."""
+    return [4 * (h + 0.5) - 0.5 for h in cells]
+
+
+def family_b_crop_px(cells: list[float]) -> list[float]:
+    """Their crop px are 4 h, counted from the middle of the first pixel, as ours."""
+    return [4 * h for h in cells]
+
+
+PLACES = [
+    # maps, (x, y) of family A, (x, y) of family B, score
+    (peak_map((10, 5, 0.8), (11, 5, 0.3), (10, 4, 0.2)), (10.25, 4.75), (10.25, 4.75), 0.8),
+    (peak_map((10, 5, 0.8), (9, 5, 0.3)), (9.75, 5), (9.75, 5), 0.8),
+    # Ties: of neighbours, of peaks (the first in reading order), of a flat map.
+    (peak_map((10, 5, 0.8), (9, 5, 0.3), (11, 5, 0.3)), (10, 5), (10, 5), 0.8),
+    (peak_map((20, 3, 0.5), (4, 9, 0.5)), (20, 3), (20, 3), 0.5),
+    (torch.full((1, 1, 16, 24), 0.25), (0, 0), (0, 0), 0.25),
+    # A peak in the first or last column or row is not refined in either direction.
+    (peak_map((0, 5, 0.8), (1, 5, 0.3), (0, 6, 0.3)), (0, 5), (0, 5), 0.8),
+    (peak_map((23, 5, 0.8), (22, 5, 0.3), (23, 6, 0.3)), (23, 5), (23, 5), 0.8),
+    (peak_map((8, 15, 0.8), (9, 15, 0.3)), (8, 15), (8, 15), 0.8),
+    (peak_map((0, 0, 0.8), (1, 0, 0.3)), (0, 0), (0, 0), 0.8),
+    (peak_map((23, 15, 0.8)), (23, 15), (23, 15), 0.8),
+    # The second column or row: family B refines from the third on.
+    (peak_map((1, 5, 0.8), (2, 5, 0.3)), (1.25, 5), (1, 5), 0.8),
+    (peak_map((22, 14, 0.8), (21, 14, 0.3)), (21.75, 14), (21.75, 14), 0.8),
+    # Nothing positive: no cell. Scores stay in [0, 1].
+    (torch.zeros(1, 1, 16, 24), (-1, -1), (-1, -1), 0),
+    (torch.full((1, 1, 16, 24), -3.0), (-1, -1), (-1, -1), 0),
+    (peak_map((10, 5, 1.7)), (10, 5), (10, 5), 1),
+]
+
+
+@pytest.mark.parametrize(("maps", "place_a", "place_b", "score"), PLACES)
+def test_decodes_as_published(
+    maps: Tensor, place_a: tuple[float, float], place_b: tuple[float, float], score: float
+) -> None:
+    for place, rule, to_crop in (
+        (place_a, (1, 0.0), family_a_crop_px),
+        (place_b, (2, -0.375), family_b_crop_px),
+    ):
+        points, scores = heatmaps.decode_peak(maps, *rule)
+        assert heatmap_to_crop(points.numpy())[0, 0].tolist() == pytest.approx(to_crop(list(place)))
+        assert scores.item() == pytest.approx(score)
+
+
+def test_many_maps_decode_apart() -> None:
+    maps = torch.cat([torch.cat([m, m.flip(-1)], dim=1) for m, *_ in PLACES])
+    points, scores = heatmaps.decode_peak(maps, 1, 0.0)
+    for i, (m, *_) in enumerate(PLACES):
+        alone, alone_scores = heatmaps.decode_peak(m, 1, 0.0)
+        assert torch.equal(points[i, :1], alone[0]) and torch.equal(scores[i, :1], alone_scores[0])
+
+
+def test_shifted_flip() -> None:
+    maps = torch.arange(17 * 6.0).reshape(1, 17, 1, 6)
+    plain = heatmaps.flip(maps, COCO17.flip_order)
+    shifted = heatmaps.flip(maps, COCO17.flip_order, shift=True)
+    assert torch.equal(shifted[..., 1:], plain[..., :-1])
+    assert torch.equal(shifted[..., 0], plain[..., 0])
+
+
+class Echo(torch.nn.Module):
+    """Answers with the brightness under each cell, as a network of MMPose places its peaks, at 4 h."""
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        return [pixels[:, :1, ::4, ::4].expand(-1, 17, -1, -1)]
+
+
+@pytest.fixture
+def estimators() -> Iterator[Callable[..., CropEstimator]]:
+    def make(flip_test: bool, **changes: Any) -> CropEstimator:
+        fields: dict[str, Any] = {
+            "mean": (0, 0, 0), "std": (1, 1, 1), "keypoint_set": "coco17", "decoding": "peak",
+            "refine_from": 2, "offset_cells": -0.375, "shift_heatmap": True, "box_padding": 1.25,
+        }  # fmt: skip
+        card = Card("echo", "pose", {}, 64, **(fields | changes))
+        return CropEstimator(Network(Echo().eval(), card, torch.device("cpu"), False), flip_test)
+
+    yield make
+
+
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_place_in_the_image(estimators: Callable[..., CropEstimator], flip_test: bool) -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    ys, xs = np.mgrid[:100, :100]
+    image[:] = (255 * np.exp(-((xs - 52) ** 2 + (ys - 40) ** 2) / 60)).astype(np.uint8)[..., None]
+    estimator = estimators(flip_test)
+    transform = estimator.transform(np.array([30, 20, 70, 60], np.float32))
+    assert transform.width_px == 50
+    points, scores, maps = estimator([image], [transform], keep_heatmaps=True)
+    # A quarter of a cell, which spans 3 image px, and half a cell's rounding.
+    assert np.abs(points[0] - [52, 40]).max() < 1.3
+    assert 0.8 < scores.min() <= 1
+    assert maps is not None and maps.min() >= 0 and maps.max() <= 1
+
+
+def test_crop_of_mpii(estimators: Callable[..., CropEstimator]) -> None:
+    # Centre (100, 80) and scale 2: a side of 400 px, seen 1.25 times as large and 15 px a unit lower.
+    transform = estimators(False, center_shift=15 / 200).transform(
+        np.array([-100, -120, 300, 280], np.float32)
+    )
+    assert transform.center_xy == pytest.approx((100, 80 + 15 * 2))
+    assert transform.width_px == pytest.approx(200 * 2 * 1.25)

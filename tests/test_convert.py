@@ -1,0 +1,266 @@
+"""Saved keypoints into other files, and back onto their pictures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from conftest import write_png
+from media import write_clip
+from test_formats import EACH, IMAGES, KINDS, VIDEO, make_poses, write
+from test_schema import special
+from typer.testing import CliRunner
+
+from hgpose.cli import app
+from hgpose.convert import convert
+from hgpose.errors import InputError, OptionsError, OutputError
+from hgpose.results import open_results
+from hgpose.sinks import SINKS, Run
+from hgpose.sinks.record import people
+from hgpose.sources.video import VideoSource
+from hgpose.types import Frame, ModelInfo, Poses, SourceInfo
+
+
+def contents(path: Path) -> Any:
+    """What is in a file or folder; of an archive, which says when it was made, the arrays."""
+    if path.is_dir():
+        return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    if path.suffix == ".npz":
+        with np.load(path) as data:
+            return {name: array.tobytes() for name, array in data.items()}
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("info", [VIDEO, IMAGES], ids=["video", "images"])
+@pytest.mark.parametrize("saved", ["json", "jsonl", "parquet"])
+def test_converted_is_what_would_have_been_saved(tmp_path: Path, saved: str, info: SourceInfo) -> None:
+    each = [*EACH, make_poses(3, 9, ids=[-1] * 3)]
+    results = write(tmp_path / "saved", saved, each, info)
+    made = convert(results, tmp_path / "converted", KINDS)
+    for kind, path in zip(KINDS, made, strict=True):
+        assert contents(path) == contents(write(tmp_path / "direct", kind, each, info)), kind
+
+
+def test_json_keeps_what_only_it_has(tmp_path: Path) -> None:
+    results = write(tmp_path / "saved", "json", [special(), make_poses(1)])
+    for kind in ("jsonl", "json"):
+        (results,) = convert(results, tmp_path / kind, [kind])
+    assert results.read_bytes() == (tmp_path / "saved" / "k.json").read_bytes()
+    assert b"keypoints_raw" in results.read_bytes() and b'"interpolated":[4]' in results.read_bytes()
+
+
+def test_json_however_it_is_laid_out(tmp_path: Path) -> None:
+    results = write(tmp_path, "json", [make_poses(50), *EACH])
+    document = json.loads(results.read_text())
+    for indent in (None, 4):
+        (tmp_path / "other.json").write_text(json.dumps(document, indent=indent))
+        (made,) = convert(tmp_path / "other.json", tmp_path / f"{indent}", ["jsonl"])
+        assert made.read_bytes() == write(tmp_path, "jsonl", [make_poses(50), *EACH]).read_bytes()
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mp4", frames=8)
+
+
+def poses_on(clip: Path, folder: Path, kind: str, every: int = 1) -> tuple[Path, list[Poses]]:
+    """Results of a clip whose third frame shows nobody."""
+    with (
+        VideoSource(clip, every=every) as source,
+        SINKS[kind](
+            folder, "clip", Run(source.info, ModelInfo("tiny", "0" * 64), EACH[1].keypoint_set)
+        ) as sink,
+    ):
+        each = []
+        for i, frame in enumerate(source):
+            each.append(make_poses(0 if i == 2 else 2, i, ids=[1, 2][: 0 if i == 2 else 2]))
+            sink.write(frame, each[-1])
+    return sink.path, each
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco", "alphapose", "mmpose", "openpose"])
+def test_a_source_tells_size_rate_and_times(tmp_path: Path, clip: Path, kind: str) -> None:
+    results, each = poses_on(clip, tmp_path, kind)
+    with pytest.raises(InputError, match="add --source"):
+        convert(results, tmp_path / "out", ["json"])
+    assert not (tmp_path / "out").exists()
+    (made,) = convert(results, tmp_path / "out", ["json"], clip)
+    with VideoSource(clip) as source, open_results(made) as read:
+        assert read.info is not None
+        assert (read.info.width, read.info.height, read.info.fps) == (
+            source.info.width, source.info.height, source.info.fps
+        )  # fmt: skip
+        for frame, found, poses in zip(source, read.frames, each, strict=True):
+            assert (found.index, len(found.poses)) == (frame.index, len(poses))
+            assert found.time_s == pytest.approx(frame.time_s, abs=1e-6)
+            for name in {"nose", "left_ankle"}:
+                i, k = found.poses.keypoint_set.index(name), poses.keypoint_set.index(name)
+                np.testing.assert_allclose(found.poses.keypoints[:, i], poses.keypoints[:, k], atol=0.006)
+
+
+def images(folder: Path) -> Path:
+    for i in range(4):
+        write_png(folder / "sub" / f"{i}.png", np.full((40 + i, 60, 3), 50 * i, np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco", "alphapose"])
+def test_a_folder_of_images_tells_sizes(tmp_path: Path, kind: str) -> None:
+    with SINKS[kind](tmp_path, "k", Run(IMAGES, ModelInfo("tiny", "0" * 64), EACH[1].keypoint_set)) as sink:
+        for i in range(4):
+            sink.write(Frame(np.zeros((1, 1, 3), np.uint8), i, 0.0, f"sub/{i}.png"), make_poses(i % 2))
+    (made,) = convert(sink.path, tmp_path / "out", ["json"], images(tmp_path / "set"))
+    frames = json.loads(made.read_text())["frames"]
+    assert [(f["name"], f["width"], f["height"], len(f["people"])) for f in frames] == [
+        (f"sub/{i}.png", 60, 40 + i, i % 2) for i in range(4)
+    ]
+
+
+def pictures(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_drawn_later_is_what_would_have_been_drawn(tmp_path: Path, clip: Path, every: int) -> None:
+    overlay, _ = poses_on(clip, tmp_path / "direct", "overlay", every)
+    results, _ = poses_on(clip, tmp_path / "saved", "json", every)
+    done = CliRunner().invoke(app, ["draw", str(results), str(clip), "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "clip.mp4").read_bytes() == overlay.read_bytes()
+    bare = CliRunner().invoke(
+        app,
+        [
+            "draw",
+            str(results),
+            str(clip),
+            "-o",
+            str(tmp_path / "black"),
+            "--black",
+            "--no-boxes",
+            "--threshold",
+            "1",
+        ],
+    )
+    assert bare.exit_code == 0
+    assert max(int(picture.max()) for picture in pictures(tmp_path / "black" / "clip.mp4")) < 8
+    assert len(pictures(overlay)) == -(-8 // every)
+
+
+def test_drawn_onto_images(tmp_path: Path) -> None:
+    source = images(tmp_path / "set")
+    with SINKS["csv"](tmp_path, "k", Run(IMAGES, ModelInfo("tiny", ""), EACH[1].keypoint_set)) as sink:
+        sink.write(Frame(np.zeros((1, 1, 3), np.uint8), 2, 0.0, "sub/2.png"), make_poses(1))
+    assert convert(sink.path, tmp_path / "out", ["overlay"], source) == [tmp_path / "out"]
+    assert [p.name for p in (tmp_path / "out").rglob("*.png")] == ["2.png"]
+
+
+def test_neither_draws_nor_converts_with_torch(tmp_path: Path, clip: Path) -> None:
+    results, _ = poses_on(clip, tmp_path, "json")
+    code = (
+        "import sys; from hgpose.convert import convert; import hgpose.cli\n"
+        f"convert({str(results)!r}, {str(tmp_path / 'out')!r}, ['overlay', 'csv'], {str(clip)!r})\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# What goes wrong.
+
+
+def test_results_of_another_video(tmp_path: Path, clip: Path) -> None:
+    results = write(tmp_path, "json", [make_poses(1)] * 9)
+    with pytest.raises(InputError, match=r"k\.json: frame number 8 is not in clip\.mp4"):
+        convert(results, tmp_path / "out", ["overlay"], clip)
+    assert not list((tmp_path / "out").iterdir())
+    results = write(tmp_path, "json", [make_poses(1)], IMAGES)
+    with pytest.raises(InputError, match=r"frame a/0\.jpg is not in"):
+        convert(results, tmp_path / "out", ["overlay"], images(tmp_path / "set"))
+
+
+def test_an_input_is_never_written_over(tmp_path: Path, clip: Path) -> None:
+    results = write(tmp_path, "json", EACH)
+    before = results.read_bytes()
+    with pytest.raises(OutputError, match="is an input"):
+        convert(results, tmp_path, ["json"], overwrite=True)
+    assert results.read_bytes() == before
+    results, _ = poses_on(clip, tmp_path, "json")
+    with pytest.raises(OutputError, match="is an input"):
+        convert(results, tmp_path, ["overlay"], clip, overwrite=True)
+
+
+def test_what_is_asked_wrongly(tmp_path: Path) -> None:
+    results = write(tmp_path, "json", EACH)
+    with pytest.raises(OptionsError, match="bvh: unknown kind; known: overlay, csv"):
+        convert(results, tmp_path / "out", ["bvh"])
+    with pytest.raises(OptionsError, match="hgpose draw"):
+        convert(results, tmp_path / "out", ["overlay"])
+    wrong = CliRunner().invoke(app, ["convert", str(results), str(tmp_path / "out"), "--to", "bvh"])
+    assert wrong.exit_code == 2
+    write(tmp_path / "out", "csv", EACH)
+    again = CliRunner().invoke(app, ["convert", str(results), str(tmp_path / "out"), "--to", "csv"])
+    assert again.exit_code == 1 and "--overwrite" in again.output
+    right = CliRunner().invoke(
+        app, ["convert", str(results), str(tmp_path / "out"), "--to", "csv, trc", "--overwrite"]
+    )
+    assert right.exit_code == 0 and "k_trc" in right.output
+
+
+HEADER = json.dumps({"schema": "hgpose/1", "keypoints": ["neck"]})
+BROKEN: list[tuple[str, str | None, str]] = [
+    ("none.json", None, "no such file"),
+    ("r.json", "", "neither|cannot be read as JSON"),
+    ("r.json", "[1", "malformed|cannot be read as JSON"),
+    ("r.json", '[{"instances": []}]', "malformed"),
+    ("r.json", HEADER[:-1] + ', "frames": [{"frame": 0', "cannot be read as JSON"),
+    ("r.json", HEADER[:-1] + ', "frames": [{"frame": 0}]}', "malformed"),
+    ("r.json", HEADER[:-1] + ', "frames": [] ', ""),
+    ("r.json", '{"frames": [], "schema": "hgpose/1"}', "neither hgpose JSON"),
+    ("r.jsonl", "", "cannot be read as JSON"),
+    ("r.jsonl", HEADER + "\n{", "cannot be read as JSON"),
+    ("r.csv", "frame,time_s,person,keypoint,x,y,score\n", "not hgpose's wide CSV"),
+    ("r.parquet", "PAR1", "cannot be read|malformed"),
+    ("r/x.txt", "", "no OpenPose results"),
+    ("r/a_keypoints.json", "{}", "without the number of a frame"),
+    ("r/a_000000000001_keypoints.json", "{", "a_000000000001_keypoints.json: cannot be read as JSON"),
+    (
+        "r/a_000000000001_keypoints.json",
+        '{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}',
+        r"have \[1\] keypoints",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN)
+def test_broken_results(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    given = path.parent if path.parent != tmp_path else path
+    if not message:
+        with open_results(given) as results:
+            assert list(results.frames) == []
+        return
+    with pytest.raises(InputError, match=message) as error, open_results(given) as results:
+        list(results.frames)
+    assert str(given) in str(error.value)
+
+
+def test_another_keypoint_set(tmp_path: Path) -> None:
+    results = write(tmp_path, "openpose", EACH)
+    clip = write_clip(tmp_path / "clip.mp4", frames=5)
+    (made,) = convert(results, tmp_path / "out", ["json"], clip)
+    with open_results(made) as read:
+        assert read.keypoint_set.names[8] == "pelvis" and len(read.keypoint_set) == 25
+        found = [people(frame.poses) for frame in read.frames]
+    with open_results(results) as read:
+        assert [people(frame.poses) for frame in read.frames] == found
+    assert replace(EACH[1]).ids.tolist() == [found[1][0]["id"]]

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from walkers import HEIGHT, WIDTH, Walker, box_of, frame, nobody, poses_of
+
+import hgpose
+from hgpose.detect import iou
+from hgpose.errors import OptionsError
+from hgpose.estimate import Estimator
+from hgpose.follow import CutDetector, Follower
+from hgpose.keypoints import BODY19
+from hgpose.options import EstimatorOptions
+from hgpose.sinks.record import people as records
+from hgpose.sources.video import VideoSource
+from hgpose.types import Detections, Frame, Poses
+
+FPS = Fraction(30)
+
+
+class Finder:
+    """Finds all there are."""
+
+    name = "person"
+
+    def __init__(self, walkers: Sequence[Walker], proposes: bool = True) -> None:
+        self.walkers, self.proposes = walkers, proposes
+        self.looked: list[int] = []
+
+    def truth(self, t: int) -> list[NDArray[np.float32]]:
+        return [p for w in self.walkers if (p := w.at(t)) is not None]
+
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
+        self.looked += [f.index for f in frames]
+        return [self._people(f) for f in frames]
+
+    def _people(self, frame: Frame) -> Detections:
+        boxes = [box_of(p) for p in self.truth(frame.index)]
+        if not boxes:
+            return nobody()
+        return Detections(np.array(boxes), np.linspace(0.9, 0.8, len(boxes), dtype=np.float32))
+
+
+class Network(Estimator):
+    """Sees in each crop the person who fills it best."""
+
+    keypoint_set = BODY19
+
+    def __init__(self, finder: Finder, options: EstimatorOptions) -> None:
+        self.detector, self.options = finder, options
+        self.crops = 0
+        self.faults: dict[int, NDArray[np.int64]] = {}
+
+    def poses(self, frames: Sequence[Frame], people: Sequence[Detections]) -> list[Poses]:
+        return [self._poses(f, p) for f, p in zip(frames, people, strict=True)]
+
+    def _poses(self, frame: Frame, people: Detections) -> Poses:
+        self.crops += len(people)
+        truth = self.detector.truth(frame.index)
+        if not (truth and len(people)):
+            return Poses.empty(BODY19)
+        overlap = iou(people.boxes, np.array([box_of(p) for p in truth]))
+        rows = np.flatnonzero(overlap.max(1) > 0.3)
+        found = poses_of([truth[overlap[row].argmax()] for row in rows])
+        order = self.faults.get(frame.index, np.arange(len(BODY19)))
+        return replace(
+            found,
+            keypoints=found.keypoints[:, order],
+            boxes=people.boxes[rows],
+            box_scores=people.scores[rows],
+        )
+
+
+def run(
+    walkers: Sequence[Walker],
+    count: int,
+    every: int = 10,
+    images: dict[int, NDArray[np.uint8]] | None = None,
+    faults: dict[int, NDArray[np.int64]] | None = None,
+    proposes: bool = True,
+    live: bool = False,
+    **options: Any,
+) -> tuple[list[Poses], Finder, Follower]:
+    finder = Finder(walkers, proposes)
+    network = Network(finder, EstimatorOptions(**options))
+    network.faults = faults or {}
+    follower = Follower(network, every, FPS, live)
+    picture = None
+    frames = []
+    for t in range(count):
+        picture = (images or {}).get(t, picture)
+        frames.append(frame(t, image=picture))
+    finished = [done for some in follower([f] for f in frames) for done in some]
+    assert [f.index for f, _ in finished] == list(range(count))
+    return [poses for _, poses in finished], finder, follower
+
+
+def test_the_detector_runs_a_fifth_as_often_and_nobody_is_lost() -> None:
+    found, finder, follower = run([Walker(40, 2.5), Walker(600, -1, ground=220, height=120)], 200)
+    truth = [len(finder.truth(t)) for t in range(200)]
+    assert [len(poses) for poses in found] == truth
+    assert follower.detections == len(finder.looked) <= 40
+    assert {i for poses in found for i in poses.ids.tolist()} == {1, 2}
+
+
+@pytest.mark.parametrize("first", range(41, 52, 3))
+def test_who_enters_is_seen_within_n_frames(first: int) -> None:
+    found, _, _ = run([Walker(100, 0), Walker(400, 2, first=first)], 100, every=10)
+    seen = next(t for t, poses in enumerate(found) if 2 in poses.ids)
+    assert first <= seen <= first + 10
+    assert all(2 in poses.ids for poses in found[seen:])
+
+
+def test_where_nobody_is_the_detector_looks_every_other_time() -> None:
+    _, finder, _ = run([], 50, every=10)
+    assert finder.looked == list(range(0, 50, 5))
+
+
+@pytest.mark.parametrize("smooth", ["full", "live", "none"])
+def test_keypoints_are_those_of_the_person(smooth: str) -> None:
+    walker = Walker(300, 0)
+    found, finder, _ = run([walker], 40, smooth=smooth)
+    for t, poses in enumerate(found):
+        # Hands swing 0.11 of 200 px; a low-pass filter may take some of it.
+        np.testing.assert_allclose(poses.keypoints[0], finder.truth(t)[0], atol=0 if smooth == "none" else 8)
+
+
+def scene(seed: int) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    return np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((HEIGHT // 6, WIDTH // 8, 1))).astype(np.uint8)
+
+
+@pytest.mark.parametrize("cut", [30, 37])
+def test_nothing_is_carried_over_a_cut(cut: int) -> None:
+    # One stands where the other stood, some px to the side.
+    walkers = [Walker(300, 0, last=cut - 1), Walker(312, 0, first=cut)]
+    found, finder, _ = run(walkers, 60, images={0: scene(0), cut: scene(1)})
+    assert cut in finder.looked
+    assert [poses.ids.tolist() for poses in found] == [[1]] * cut + [[2]] * (60 - cut)
+    nose = np.array([poses.keypoints[0, 0, 0] for poses in found])
+    np.testing.assert_allclose(nose[:cut], 310, atol=0.01)
+    np.testing.assert_allclose(nose[cut:], 322, atol=0.01)
+
+
+def test_a_cut_is_neither_light_nor_movement() -> None:
+    image = scene(3)
+    bright = (image * 0.5 + 100).astype(np.uint8)
+    moved = np.roll(image, 20, axis=1)
+    covered = image.copy()
+    covered[50:, 200:360] = 20
+    is_cut = CutDetector()
+    flat, dark = np.full_like(image, 90), np.zeros_like(image)
+    shown = [image, image, bright, image, moved, image, covered, scene(4), scene(4), dark, dark, flat]
+    assert [is_cut(i) for i in shown] == [False] * 7 + [True, False, True, False, False]
+
+
+def test_there_is_no_cut_in_the_demo() -> None:
+    is_cut = CutDetector()
+    with VideoSource(Path(hgpose.__file__).parent / "demo" / "clip.mp4") as source:
+        assert not any(is_cut(f.image) for f in source)
+
+
+def test_users_boxes_are_kept_and_looked_at_on_every_frame() -> None:
+    walkers = [Walker(100, 3), Walker(110, 3, first=4, last=4), Walker(500, 0, first=8, last=8)]
+    found, finder, _ = run(walkers, 20, proposes=False)
+    assert finder.looked == list(range(20))
+    assert [len(poses) for poses in found] == [len(finder.truth(t)) for t in range(20)]
+    np.testing.assert_array_equal(found[7].boxes[0], box_of(finder.truth(7)[0]))
+
+
+def test_without_tracking_every_frame_is_by_itself() -> None:
+    found, finder, _ = run([Walker(100, 3, first=5, last=5), Walker(400, 0)], 10, track=False)
+    assert finder.looked == list(range(10))
+    assert [poses.ids.tolist() for poses in found] == [[-1]] * 5 + [[-1, -1]] + [[-1]] * 4
+    np.testing.assert_array_equal(found[9].keypoints[0], finder.truth(9)[0])
+
+
+SWAP = np.array(BODY19.flip_order)
+
+
+@pytest.mark.parametrize(("fix_sides", "wrong"), [(True, 0), (False, 3)])
+def test_sides_are_put_right(fix_sides: bool, wrong: int) -> None:
+    faults = dict.fromkeys((20, 21, 30), SWAP)
+    found, finder, follower = run([Walker(200, 1)], 50, faults=faults, fix_sides=fix_sides, smooth="none")
+    assert follower.sides_corrected == 3 - wrong
+    shoulder = BODY19.index("left_shoulder")
+    apart = [abs(p.keypoints[0, shoulder, 0] - finder.truth(t)[0][shoulder, 0]) for t, p in enumerate(found)]
+    assert sum(a > 1 for a in apart) == wrong
+
+
+def test_raw_keypoints_stand_beside_the_smoothed() -> None:
+    found, finder, _ = run([Walker(200, 1)], 30, keep_raw=True, faults={12: SWAP})
+    raw = found[12].raw
+    assert raw is not None
+    np.testing.assert_array_equal(raw[0, :, :2], finder.truth(12)[0][SWAP])
+    record = records(found[12])[0]
+    assert record["keypoints_raw"][0][2] == pytest.approx(0.8)
+    assert len(record["keypoints_raw"]) == len(BODY19)
+    assert "keypoints_raw" not in records(run([Walker(200, 1)], 8)[0][4])[0]
+
+
+def test_a_person_missed_for_a_moment_is_put_in_and_marked() -> None:
+    walkers = [Walker(200, 2, last=19), Walker(246, 2, first=23)]
+    found, _, _ = run(walkers, 50, keep_raw=True)
+    assert [poses.ids.tolist() for poses in found] == [[1]] * 50
+    for t in (20, 21, 22):
+        # In a straight line, but for the swing of a step.
+        assert found[t].keypoints[0, 0, 0] == pytest.approx(210 + 2 * t, abs=1)
+        record = records(found[t])[0]
+        assert record["interpolated"] == list(range(len(BODY19)))
+        assert record["keypoints_raw"][0] == [None, None, None]
+        assert record["score"] == pytest.approx(0.8)
+    assert "interpolated" not in records(found[19])[0]
+
+
+def test_frames_wait_no_longer_than_they_must() -> None:
+    network = Network(Finder([Walker(100, 1)]), EstimatorOptions())
+    follower = Follower(network, 5, FPS)
+    taken = 0
+
+    def feed() -> Any:
+        nonlocal taken
+        for t in range(100):
+            taken += 1
+            yield [frame(t)]
+
+    done = 0
+    for some in follower(feed()):
+        done += len(some)
+        assert taken - done <= 12
+    assert done == 100
+
+
+def test_live_no_frame_waits() -> None:
+    network = Network(Finder([Walker(100, 1)]), EstimatorOptions())
+    follower = Follower(network, 5, FPS, live=True)
+    batches = follower([frame(t)] for t in range(20))
+    people = [[len(poses) for _, poses in next(batches)] for _ in range(20)]
+    # Who has just come must be seen thrice.
+    assert people == [[0], [0], *[[1]] * 18]
+    assert list(batches) == [[]]
+
+
+@pytest.mark.parametrize("person", ["largest", "center", "id:2"])
+def test_one_person_of_many(person: str) -> None:
+    walkers = [Walker(100, 0, height=120), Walker(330, 0, height=200), Walker(560, 0, height=120)]
+    found, _, _ = run(walkers, 20, person=person)
+    assert [poses.ids.tolist() for poses in found] == [[2]] * 20
+    np.testing.assert_allclose(found[9].keypoints[0, 0, 0], 340, atol=1)
+
+
+def test_most_people_are_those_followed_longest() -> None:
+    walkers = [Walker(100, 0, first=30), Walker(330, 0), Walker(560, 0, first=3)]
+    found, _, _ = run(walkers, 60, every=5, max_people=2)
+    assert found[-1].ids.tolist() == [1, 2]
+    np.testing.assert_allclose(found[-1].keypoints[:, 0, 0], [340, 570], atol=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"person": "id:x"},
+        {"person": "id:1", "track": False},
+        {"smooth": "best"},
+        {"smooth": "full", "track": False},
+        {"keep_raw": True, "track": False},
+        {"lost_s": -1.0},
+    ],
+)
+def test_options_that_contradict(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionsError):
+        EstimatorOptions(**options)
+
+
+def test_what_cannot_be() -> None:
+    full = Network(Finder([]), EstimatorOptions(smooth="full"))
+    with pytest.raises(OptionsError, match="live or none"):
+        Follower(full, 5, FPS, live=True)
+    by_id = Network(Finder([]), EstimatorOptions(person="id:1"))
+    with pytest.raises(OptionsError, match="no ids"):
+        Follower(by_id, 5, None)
