@@ -134,7 +134,9 @@ def test_drawn_later_is_what_would_have_been_drawn(tmp_path: Path, clip: Path, e
     results, _ = poses_on(clip, tmp_path / "saved", "json", every)
     done = CliRunner().invoke(app, ["draw", str(results), str(clip), "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "out" / "clip.mp4").read_bytes() == overlay.read_bytes()
+    drawn = pictures(tmp_path / "out" / "clip.mp4")
+    np.testing.assert_array_equal(drawn, pictures(overlay))
+    assert len(drawn) == -(-8 // every) and max(int(picture.max()) for picture in drawn) > 100
     bare = CliRunner().invoke(
         app,
         [
@@ -151,7 +153,6 @@ def test_drawn_later_is_what_would_have_been_drawn(tmp_path: Path, clip: Path, e
     )
     assert bare.exit_code == 0
     assert max(int(picture.max()) for picture in pictures(tmp_path / "black" / "clip.mp4")) < 8
-    assert len(pictures(overlay)) == -(-8 // every)
 
 
 def test_drawn_onto_images(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -307,7 +308,7 @@ def read_trc(path: Path) -> TRCData:
 
 
 def test_trc_by_an_independent_parser(tmp_path: Path) -> None:
-    each = [*EACH, make_poses(0)]
+    each = [*deepcopy(EACH), make_poses(0)]
     each[3].keypoints[1, 4, 1] = np.nan
     folder = write(tmp_path, "trc", each)
     assert sorted(p.name for p in folder.iterdir()) == ["k_person07.trc", "k_person09.trc"]

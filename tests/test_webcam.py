@@ -404,7 +404,7 @@ def test_cut_stream_is_exit_1_and_nothing_to_see_is_said(
 ) -> None:
     monkeypatch.setattr("hgpose.live.window_problem", lambda: "there is no display")
     monkeypatch.setenv("COLUMNS", "200")
-    with mjpeg_server(40, INTERVAL_S) as url:
+    with mjpeg_server(150, INTERVAL_S) as url:
         monkeypatch.setattr(sys, "argv", command(url, weights)[2:])
         with pytest.raises(SystemExit) as ended:
             main()
