@@ -119,7 +119,7 @@ def convert(
         "box_padding": 1.25,
         "center_shift": _MPII_SHIFT if mpii else 0.0,
         "data": ("MPII Human Pose, for research" if mpii else "COCO",),
-        "licence": f"of the code it comes with: {source.licence}",
+        "licence": f"{source.licence} (of the code)",
         "training": {"source": source.source, "file": file.name},
         **source.card,
         **(details or {}),

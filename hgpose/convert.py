@@ -64,13 +64,15 @@ def convert(
             )
         run = Run(info, opened.model, opened.keypoint_set, style, overwrite, {path.resolve()})
         sinks = [SINKS[kind](Path(out), path.stem, run) for kind in dict.fromkeys(kinds)]
+        paths = [sink.path for sink in sinks if sink.path is not None]
+        for written in paths:
+            run.refuse_input(written)
         for sink in sinks:
-            run.refuse_input(sink.path)
             stack.enter_context(sink)
         for frame, poses in frames:
             for sink in sinks:
                 sink.write(frame, poses)
-    return [sink.path for sink in sinks]
+    return paths
 
 
 def _open_source(path: Path) -> Source:

@@ -83,6 +83,18 @@ def _shown(video: str) -> str:
 def file_sinks(
     estimator: Estimator, options: VideoOptions, out: Path, stem: str, inputs: Collection[Path] = frozenset()
 ) -> Callable[[Source], list[Sink]]:
+    """What makes the sinks of a run once its source is open.
+
+    Args:
+        estimator: whose poses are written.
+        options: which kinds, and how they look.
+        out: folder for the files.
+        stem: their name without its suffix.
+        inputs: files that are read, which are never written over.
+
+    Raises:
+        OptionsError: an unknown kind.
+    """
     check_kinds(options.save)
 
     def make(source: Source) -> list[Sink]:

@@ -169,7 +169,11 @@ def load_weights(name_or_path: str | Path, task: str) -> tuple[nn.Module, Card]:
 def save_weights(
     state: Mapping[str, torch.Tensor], card: Card, path: Path, dtype: torch.dtype = torch.float16
 ) -> Card:
-    """Writes weights, kernels as ``dtype``, and their card, whole or not at all; returns the card with its checksum."""
+    """Writes weights, kernels as ``dtype``, and their card, whole or not at all.
+
+    Returns:
+        The card with its checksum.
+    """
     small = {
         # Kernels are most of the file. Running variances can exceed what float16 holds.
         key: (value.to(dtype) if value.ndim == 4 else value).contiguous().cpu()

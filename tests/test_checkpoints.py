@@ -20,8 +20,10 @@ from hgpose.checkpoints import convert, rename
 from hgpose.errors import WeightsError
 from hgpose.estimate import CropEstimator
 from hgpose.geometry import heatmap_to_crop
-from hgpose.keypoints import COCO17
+from hgpose.keypoints import COCO17, MPII16
 from hgpose.network import Network
+from hgpose.train.datasets import PoseSet
+from hgpose.train.evaluate import pose_scores
 from hgpose.weights import Card, load_weights
 
 #: Two ways to add up the same numbers in float32; the maps' values are of the order of 1.
@@ -349,3 +351,26 @@ def test_crop_of_mpii(estimators: Callable[..., CropEstimator]) -> None:
     )
     assert transform.center_xy == pytest.approx((100, 80 + 15 * 2))
     assert transform.width_px == pytest.approx(200 * 2 * 1.25)
+
+
+def test_pckh_as_published() -> None:
+    k = len(MPII16)
+    points = np.random.default_rng(0).uniform(0, 200, (2, k, 2)).astype(np.float32)
+    visibility = np.full((2, k), 2, np.int8)
+    wrist = MPII16.index("right_wrist")
+    visibility[1, wrist] = 0
+    people = PoseSet(
+        MPII16.names, (Path("a"), Path("b")), np.arange(2), np.arange(2), np.zeros((2, 4), np.float32),
+        points, visibility, (visibility > 0).astype(np.float32), np.full(2, 1e4, np.float32),
+        head_sizes=np.full(2, 30, np.float32),
+    )  # fmt: skip
+    found = points.copy()
+    # Half a head is right, a little more is wrong; pelvis and thorax do not count.
+    found[0, MPII16.index("left_knee"), 0] += 14.9
+    found[0, wrist, 0] += 15.1
+    found[:, [MPII16.index("pelvis"), MPII16.index("thorax")]] += 100
+    scored = pose_scores(people, found, np.ones((2, k), np.float32), MPII16.sigmas)
+    assert set(scored["pckh@0.5"]["per_joint"]) == set(MPII16.names) - {"pelvis", "thorax"}
+    assert scored["pckh@0.5"]["mean"] == pytest.approx(100 * 13 / 14)
+    assert scored["pckh@0.5"]["weighted_mean"] == pytest.approx(100 * 26 / 27)
+    assert "pelvis" in scored["pck@0.2"]["per_joint"]

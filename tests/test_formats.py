@@ -499,12 +499,12 @@ def main(frames: int, kinds: Sequence[str]) -> None:
 
 
 def test_memory_is_constant() -> None:
-    done = subprocess.run([sys.executable, __file__, "1600"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, __file__, "1000"], capture_output=True, text=True, check=True)
     growth = {kind: int(kb) for kind, kb in map(str.split, done.stdout.splitlines())}
     assert list(growth) == KINDS
     # A Parquet file's rows wait until there are 8192, of 0.5 kB each.
     limits = {kind: 6000 if kind == "parquet" else 2500 for kind in KINDS}
-    # 3000 people that were kept as lists would be 12 MB.
+    # 1800 people that were kept as lists would be 6 MB.
     assert {kind: kb for kind, kb in growth.items() if kb > limits[kind]} == {}
 
 

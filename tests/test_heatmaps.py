@@ -41,7 +41,8 @@ def test_probabilities_are_probabilities(seed: int, spread: float) -> None:
     assert (p.sum((-2, -1)) <= 1 + 1e-5).all()
     points, scores = heatmaps.decode(p)
     assert ((scores >= 0) & (scores <= 1)).all()
-    assert ((points >= 0) & (points <= torch.tensor([15.0, 7.0]))).all()
+    # Rounding can push a mean of positions a little over the last of them.
+    assert ((points >= -1e-4) & (points <= torch.tensor([15.0, 7.0]) + 1e-4)).all()
 
 
 def test_nothing_seen_scores_nothing() -> None:

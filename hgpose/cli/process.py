@@ -72,6 +72,10 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:0 o
 Half = Annotated[
     bool | None, typer.Option("--half/--no-half", help="Half precision; by default where it is faster.")
 ]
+Backend = Annotated[
+    str,
+    typer.Option("--backend", help="torch; on a CPU openvino is faster (pip install 'hgpose[openvino]')."),
+]
 Threshold = Annotated[float, typer.Option("--threshold", help="Keypoints that score lower are not drawn.")]
 LineWidth = Annotated[
     int | None, typer.Option("--line-width", help="Of limbs, px; by default from the person's size.")
@@ -110,6 +114,7 @@ def video(
     batch: Batch = _E.batch,
     device: Device = _E.device,
     half: Half = None,
+    backend: Backend = _E.backend,
     threshold: Threshold = _S.threshold,
     line_width: LineWidth = None,
     black: Black = False,
@@ -121,7 +126,7 @@ def video(
     """Find the people in videos: an overlay, a CSV and a JSON for each."""
     how = EstimatorOptions(
         weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test,
-        batch=batch, device=device, half=half, heatmaps=heatmaps,
+        batch=batch, device=device, half=half, backend=backend, heatmaps=heatmaps,
         track=track, lost_s=lost, smooth=smooth, fix_sides=fix_sides, keep_raw=keep_raw,
     )  # fmt: skip
     what = VideoOptions(
@@ -146,6 +151,7 @@ def images(
     batch: Batch = _E.batch,
     device: Device = _E.device,
     half: Half = None,
+    backend: Backend = _E.backend,
     threshold: Threshold = _S.threshold,
     line_width: LineWidth = None,
     black: Black = False,
@@ -157,7 +163,7 @@ def images(
     """Find the people on images: an overlay each, one keypoints.csv and keypoints.json for all."""
     how = EstimatorOptions(
         weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test,
-        batch=batch, device=device, half=half, heatmaps=heatmaps,
+        batch=batch, device=device, half=half, backend=backend, heatmaps=heatmaps,
     )  # fmt: skip
     what = VideoOptions(
         save=tuple(save.split(",")),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hgpose.cli.process import SAVE, Device, Half, Save, Weights, print_start, print_summaries
+from hgpose.cli.process import SAVE, Backend, Device, Half, Save, Weights, print_start, print_summaries
 from hgpose.options import EstimatorOptions, VideoOptions
 
 _E, _V = EstimatorOptions(), VideoOptions()
@@ -67,6 +67,7 @@ def bench(
     weights: Weights = _E.weights,
     device: Device = _E.device,
     half: Half = None,
+    backend: Backend = _E.backend,
     detect_every: Annotated[
         int, typer.Option("--detect-every", help="In the pipeline, detect on every n-th frame.")
     ] = _V.detect_every,
@@ -81,7 +82,7 @@ def bench(
     from hgpose.estimate import load_estimator
 
     console = Console()
-    estimator = load_estimator(EstimatorOptions(weights=weights, device=device, half=half))
+    estimator = load_estimator(EstimatorOptions(weights=weights, device=device, half=half, backend=backend))
     print_start(console, estimator)
     options = VideoOptions(save=tuple(save.split(",")), detect_every=detect_every)
     result = benchmark(video or CLIP, estimator, options, seconds)

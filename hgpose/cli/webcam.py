@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hgpose.cli.process import (
+    Backend,
     Black,
     Boxes,
     DetectorName,
@@ -73,6 +74,7 @@ def webcam(
     flip_test: FlipTest = False,
     device: Device = _E.device,
     half: Half = None,
+    backend: Backend = _E.backend,
     threshold: Threshold = _S.threshold,
     line_width: LineWidth = None,
     black: Black = False,
@@ -86,7 +88,7 @@ def webcam(
     """
     how = EstimatorOptions(
         weights=weights, detector=detector, person=person, max_people=max_people, flip_test=flip_test,
-        device=device, half=half, heatmaps=heatmaps, track=track, lost_s=lost, smooth=smooth,
+        device=device, half=half, backend=backend, heatmaps=heatmaps, track=track, lost_s=lost, smooth=smooth,
         keep_raw=keep_raw,
     )  # fmt: skip
     what = CameraOptions(

@@ -64,7 +64,7 @@ class PersonFinder(nn.Module):
         Returns:
             boxes ``(N, max_people, 4)`` xyxy input px, scores ``(N, max_people)`` in [0, 1], falling.
         """
-        n, h, w = centres.shape
+        h, w = centres.shape[1:]
         scores = centres.sigmoid()
         peaks = scores * (F.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0] == scores)
         top, cells = peaks.flatten(1).topk(min(max_people, h * w))
