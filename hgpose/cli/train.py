@@ -128,6 +128,7 @@ def train_person(
     images: Images = None,
     out: Out = Path("runs/person"),
     width: Annotated[int, typer.Option("--width", help="Channels of the hourglass.")] = 64,
+    growth: Annotated[int, typer.Option("--growth", help="Channels that each pooling step adds.")] = 64,
     size: Size = 256,
     input_px: Annotated[
         int, typer.Option("--input", help="Longer side of the input when the model is used, px.")
@@ -161,7 +162,7 @@ def train_person(
     task = PersonTask(
         boxes,
         validation,
-        {"width": width},
+        {"width": width, "growth": growth},
         options,
         cache,
         _description(data_note, annotations, licence, seed),

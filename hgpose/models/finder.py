@@ -26,11 +26,13 @@ class PersonFinder(nn.Module):
     Args:
         width: channels of the hourglass, a multiple of 8.
         depth: pooling steps inside it.
+        growth: channels that each pooling step adds: what tells people from posts is worth more
+            channels where cells are few.
     """
 
-    def __init__(self, width: int = 64, depth: int = 4) -> None:
+    def __init__(self, width: int = 64, depth: int = 4, growth: int = 0) -> None:
         super().__init__()
-        self.hourglass = StackedHourglass(outputs=5, stacks=1, width=width, depth=depth)
+        self.hourglass = StackedHourglass(outputs=5, stacks=1, width=width, depth=depth, growth=growth)
         self.stride_px = self.hourglass.stride_px
         # A cell is hardly ever a centre: begin there (Lin et al. 2017, "Focal Loss", section 3.3).
         bias = self.hourglass.get_parameter("heads.0.score.bias")

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from hgpose.atomic import atomic_text, output_errors
+from hgpose.sinks.document import document_header, frame_record
 from hgpose.sinks.file import FileSink
-from hgpose.sinks.record import people, seconds
 from hgpose.types import Frame, Poses
 
 _MAX_DIGITS = 12
@@ -45,30 +45,13 @@ class JsonSink(FileSink):
 
     def write(self, frame: Frame, poses: Poses) -> None:
         """Adds the line of one frame; see :meth:`FileSink.write`."""
-        record: dict[str, Any] = {"frame": frame.index, "time_s": seconds(frame)}
-        if self._run.is_image_set:
-            height, width = frame.image.shape[:2]
-            record |= {"name": frame.name, "width": width, "height": height}
-        record["people"] = people(poses)
+        line = _dumps(frame_record(frame, poses, self._run))
         with output_errors(self.path):
-            self._file.write((",\n" if self._frames else "\n") + _dumps(record))
+            self._file.write((",\n" if self._frames else "\n") + line)
         self._frames += 1
 
     def _header(self, frames: int) -> str:
         """All that stands before the first frame."""
-        info, model, keypoint_set = self._run.info, self._run.model, self._run.keypoint_set
-        source: dict[str, Any] = {"name": info.name}
-        if info.fps is not None:
-            source |= {"width": info.width, "height": info.height}
-            source |= {"fps": float(info.fps), "fps_exact": f"{info.fps.numerator}/{info.fps.denominator}"}
-        source["frames"] = frames
-        document = {
-            "schema": "hgpose/1",
-            "source": source,
-            "model": {"name": model.name, "sha256": model.sha256},
-            "keypoint_set": keypoint_set.name,
-            "keypoints": keypoint_set.names,
-            "skeleton": keypoint_set.edges,
-            "frames": [],
-        }
-        return _dumps(document).removesuffix("]}")
+        header = document_header(self._run)
+        header["source"]["frames"] = frames
+        return _dumps(header | {"frames": []}).removesuffix("]}")

@@ -100,7 +100,9 @@ def people(poses: Poses) -> list[Person]:
     """The N people of a frame with numbers rounded as all sinks write them."""
     points = _triples(poses.keypoints, poses.scores)
     boxes = rounded(poses.boxes, PIXEL_DECIMALS)
-    means = rounded(poses.person_scores, SCORE_DECIMALS)
+    # The mean of what is written, so that whoever reads it back finds the same.
+    written = np.round(poses.scores.astype(np.float64), SCORE_DECIMALS)
+    means = rounded(written.mean(axis=1), SCORE_DECIMALS)
     found = [
         Person(id=person_id if person_id >= 0 else None, score=mean, box=box, keypoints=keypoints)
         for person_id, mean, box, keypoints in zip(poses.ids.tolist(), means, boxes, points, strict=True)

@@ -175,7 +175,7 @@ class PersonTask:
     Args:
         boxes: to train on.
         validation: to choose the best weights on.
-        architecture: ``width``.
+        architecture: ``width``, ``growth``.
         options: of the training.
         cache: folder for decoded images.
         description: ``data``, ``licence`` and ``training`` of the model card.
