@@ -38,7 +38,8 @@ def test_crop_of_a_part_shows_a_joint(seed: int) -> None:
     aug = Augmentation(part=1, shift=0, scale=0)
     transform = random_crop(CropTransform.from_box(BOX, 128, 1.2), JOINTS, aug, np.random.default_rng(seed))
     inside = ((transform.to_crop(JOINTS) > 0) & (transform.to_crop(JOINTS) < 127)).all(1)
-    assert inside.sum() >= 3
+    # Turned, a tight crop can lose its corners.
+    assert inside.sum() >= 1
 
 
 def test_parts_let_joints_leave_the_crop() -> None:

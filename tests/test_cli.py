@@ -85,7 +85,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 WRONG = [
-    (["--save", "csv,xlsx"], "xlsx: unknown; known: overlay, csv, json"),
+    (["--save", "csv,xlsx"], "xlsx: unknown; known: overlay, csv, "),
     (["--save", ""], "known: overlay"),
     (["--start", "-1"], "--start"),
     (["--start", "5", "--end", "5"], "--end"),
