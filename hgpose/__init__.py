@@ -9,9 +9,15 @@ Two lines in a notebook::
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
+
+# PyTorch's threads spin while they wait for each other. Where decoder, encoder or other programs need
+# the same cores that costs most of the speed; asleep they leave the cores to those who work. Has to be
+# said before PyTorch is loaded, and leaves alone what the user set.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 #: Public names and where they live; imported on first use, so that ``import hgpose`` is quick.
 _HOMES = {
