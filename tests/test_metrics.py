@@ -17,6 +17,7 @@ from hgpose.errors import InputError
 from hgpose.keypoints import BODY19, COCO17, LSP14
 from hgpose.train.datasets import BoxSet, PoseSet
 from hgpose.train.metrics import (
+    CocoImages,
     auc,
     box_ap,
     correct_joints,
@@ -24,6 +25,7 @@ from hgpose.train.metrics import (
     keypoint_ap,
     match_boxes,
     oks,
+    oks_nms,
     pck,
     torso_px,
 )
@@ -221,6 +223,44 @@ def test_keypoint_ap_of_perfect_and_of_no_people() -> None:
     ids, scores = np.array([0, 1, 0]), np.array([0.5, 0.5, 0.9])
     stranger = np.concatenate([truth.points, [[[-9e5, 0], [9e5, 9e5]]]])
     assert keypoint_ap(truth, (0.1, 0.1), ids, stranger, scores).ap == pytest.approx(2 / 3)
+
+
+def test_keypoint_ap_ignores_who_need_not_be_found() -> None:
+    truth = people([[[0, 0], [30, 40]]], [[2, 2]], image_ids=np.array([1]))
+
+    def ap(
+        where: int, at: tuple[float, float], *ignored: dict[str, Any], ids: tuple[int, ...] = (1, 2)
+    ) -> float:
+        found = np.concatenate([truth.points, [[at, at]]])
+        images = CocoImages((Path(),) * len(ids), np.array(ids), frozenset({1}), np.ones(2, bool), ignored)
+        scores = np.array([0.5, 0.9])
+        return keypoint_ap(truth, (0.1, 0.1), np.array([1, where]), found, scores, images).ap
+
+    box = {"bbox": [500.0, 500.0, 10.0, 10.0], "area": 100.0, "keypoints": [0.0] * 6, "num_keypoints": 0}
+    unlabelled, crowd = ({"image_id": 2, "iscrowd": flag} | box for flag in (0, 1))
+    # Alone on its image, a stranger is false; on who is ignored, or on an unknown image, it is nothing.
+    assert ap(2, (505, 505)) == pytest.approx(0.5)
+    assert ap(2, (505, 505), unlabelled) == ap(2, (505, 505), crowd) == pytest.approx(1)
+    assert ap(1, (505, 505), unlabelled) == ap(2, (900, 900), crowd) == pytest.approx(0.5)
+    assert ap(2, (505, 505), ids=(1,)) == pytest.approx(1)
+    assert "id" not in crowd
+
+
+def test_oks_nms_by_hand() -> None:
+    # Two joints of sigma 0.1 moved by d: exp(-d^2 / (2 * 0.04 * area)).
+    person = np.array([[0.0, 0], [30, 40]])
+    points = np.stack([person + d for d in ([0, 0], [0, 1], [0, 2], [0, 1])])
+    scores, areas = np.array([0.5, 0.9, 0.8, 0.9]), np.full(4, 100.0)
+    similar = math.exp(-1 / 8)  # 1 px apart; 2 px apart are exp(-4 / 8)
+    assert oks_nms(points, scores, areas, (0.1, 0.1), similar + 0.01) == [1, 2, 0]
+    assert oks_nms(points, scores, areas, (0.1, 0.1), similar - 0.01) == [1]
+    # Who was left out leaves nobody out.
+    assert oks_nms(points[:3], np.array([0.9, 0.8, 0.7]), areas[:3], (0.1, 0.1), similar - 0.01) == [0, 2]
+    # The area of a pair is the mean of both.
+    pair, uneven = points[:2], np.array([20.0, 180.0])
+    assert oks_nms(pair, scores[:2], uneven, (0.1, 0.1), similar - 0.01) == [1]
+    assert oks_nms(pair, scores[:2], uneven, (0.1, 0.1), similar + 0.01) == [1, 0]
+    assert oks_nms(points[:0], scores[:0], areas[:0], (0.1, 0.1), 0.9) == []
 
 
 def box_set(boxes: list[Any], crowd: list[Any] | None = None) -> BoxSet:

@@ -43,6 +43,14 @@ def eval_pose(
             show_default=False,
         ),
     ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            "--boxes",
+            help="Look into these boxes instead of the annotated ones: COCO detection results.",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Part of an archive: train or test.")] = None,
     whole_image: Annotated[
         bool, typer.Option("--whole-image", help="Look at the whole image instead of the annotated box.")
@@ -62,34 +70,59 @@ def eval_pose(
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
 ) -> None:
-    """Score keypoints: PCK@0.2, PCKh@0.5, OKS AP, and how well scores tell right from wrong."""
+    """Score keypoints: PCK@0.2, PCKh@0.5, OKS AP, and how well scores tell right from wrong.
+
+    On a COCO file AP is COCO's own; with --boxes people are found and scored as for published results.
+    """
     from hgpose.device import choose_device
     from hgpose.estimate import CropEstimator
     from hgpose.keypoints import keypoint_set
     from hgpose.network import Network
     from hgpose.train.archives import load_people
     from hgpose.train.datasets import keep_joints
-    from hgpose.train.evaluate import pose_scores, predict_keypoints, write_worst
+    from hgpose.train.evaluate import (
+        load_coco_images,
+        load_detections,
+        pose_scores,
+        predict_keypoints,
+        predict_people,
+        write_worst,
+    )
     from hgpose.train.results import load_results, match_people
     from hgpose.weights import load_weights
 
+    if boxes is not None and (results is not None or whole_image):
+        raise typer.BadParameter("goes neither with --results nor with --whole-image", param_hint="--boxes")
     model, card = load_weights(weights, "pose")
     keypoints = keypoint_set(card.keypoint_set)
     people = load_people(annotations, images or [], keypoints, split)
+    coco = load_coco_images(annotations, images or [], people)
     found = None
-    if results is None:
-        network = Network(model, card, choose_device(device), half)
-        points, scores = predict_keypoints(CropEstimator(network, flip_test), people, whole_image)
-    else:
+    if results is not None:
+        shown = "results"
         found = load_results(results, people)
         people = keep_joints(people, found.known)
+    else:
+        estimator = CropEstimator(Network(model, card, choose_device(device), half), flip_test)
+        if boxes is not None:
+            if coco is None:
+                raise typer.BadParameter(
+                    f"needs COCO-style annotations, which {annotations} is not", param_hint="--boxes"
+                )
+            shown = boxes.name
+            detections = load_detections(boxes, coco)
+            found = predict_people(estimator, coco, detections, people.names, keypoints.sigmas)
+        else:
+            shown = "whole image" if whole_image else "annotated"
+            points, scores = predict_keypoints(estimator, people, whole_image)
+    if found is not None:
         points, scores = match_people(found, people, keypoints.sigmas)
     scored = {
         "annotations": annotations.name,
         "model": card.name if results is None else results.name,
-        "boxes": "whole image" if whole_image else "annotated" if results is None else "results",
+        "boxes": shown,
         "flip_test": flip_test and results is None,
-    } | pose_scores(people, points, scores, keypoints.sigmas, found)
+    } | pose_scores(people, points, scores, keypoints.sigmas, found, coco)
     if record:
         if results is not None:
             raise typer.BadParameter(

@@ -13,19 +13,22 @@ from numpy.typing import NDArray
 from hgpose.atomic import atomic_path
 from hgpose.detect import Detector
 from hgpose.draw import draw_poses
+from hgpose.errors import InputError
 from hgpose.estimate import CropEstimator
 from hgpose.geometry import CropTransform
 from hgpose.keypoints import KeypointSet
 from hgpose.options import Style
 from hgpose.sources.images import read_image
-from hgpose.train.datasets import BoxSet, PoseSet
+from hgpose.train.datasets import BoxSet, ImageFinder, PoseSet, read_json
 from hgpose.train.metrics import (
+    CocoImages,
     auc,
     box_ap,
     correct_joints,
     head_px,
     keypoint_ap,
     match_boxes,
+    oks_nms,
     pck,
     torso_px,
 )
@@ -36,6 +39,9 @@ from hgpose.types import Detections, Frame, Poses
 _CHUNK = 64
 #: Side of the pictures of the worst people.
 _WORST_PX = 384
+#: MMPose's ``vis_thr`` and ``oks_thr`` for COCO, which are those of Xiao, Wu and Wei 2018: joints that score
+#: more count in a person's score, and people more similar than this are the same one.
+_COUNTED_SCORE, _SAME_PERSON_OKS = 0.2, 0.9
 _LIMB_JOINTS = {"shoulder", "elbow", "wrist", "hip", "knee", "ankle"}
 
 
@@ -53,25 +59,168 @@ def predict_keypoints(
         points ``(M, K, 2)`` image px and scores ``(M, K)`` in the order of ``people.names``; NaN and 0
         for a keypoint that the model does not know.
     """
+    return _keypoints(estimator, people.files, None if whole_image else people.boxes, people.names)
+
+
+def _keypoints(
+    estimator: CropEstimator,
+    files: Sequence[Path],
+    boxes: NDArray[np.float32] | None,
+    names: Sequence[str],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Keypoints in boxes ``(n, 4)`` on n files, or on the whole files, as :func:`predict_keypoints`."""
     order = [
-        estimator.keypoint_set.names.index(n) if n in estimator.keypoint_set.names else -1
-        for n in people.names
+        estimator.keypoint_set.names.index(n) if n in estimator.keypoint_set.names else -1 for n in names
     ]
     points, scores = [], []
-    for start in range(0, len(people), _CHUNK):
-        rows = range(start, min(start + _CHUNK, len(people)))
-        images = [read_image(people.files[i]) for i in rows]
-        if whole_image:
-            boxes = np.array([[-0.5, -0.5, im.shape[1] - 0.5, im.shape[0] - 0.5] for im in images])
+    for start in range(0, len(files), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        pictures = {file: read_image(file) for file in dict.fromkeys(files[rows])}
+        images = [pictures[file] for file in files[rows]]
+        if boxes is None:
+            shown = np.array([[-0.5, -0.5, im.shape[1] - 0.5, im.shape[0] - 0.5] for im in images])
         else:
-            boxes = people.boxes[rows.start : rows.stop]
-        found, found_scores, _ = estimator(images, [estimator.transform(box) for box in boxes])
+            shown = boxes[rows]
+        found, found_scores, _ = estimator(images, [estimator.transform(box) for box in shown])
         points.append(found)
         scores.append(found_scores)
     all_points, all_scores = np.concatenate(points)[:, order], np.concatenate(scores)[:, order]
     unknown = np.array(order) < 0
     all_points[:, unknown], all_scores[:, unknown] = np.nan, 0
     return all_points, all_scores
+
+
+def load_coco_images(path: Path, folders: Sequence[Path], people: PoseSet) -> CocoImages | None:
+    """What AP must know of a COCO-style file besides its people with keypoints.
+
+    Args:
+        path: the annotation file.
+        folders: where its images are, as for ``people``.
+        people: loaded from it.
+
+    Returns:
+        ``None`` if the file is of another kind.
+
+    Raises:
+        InputError: malformed annotation, missing image.
+    """
+    document = None if path.suffix.lower() == ".mat" else read_json(path)
+    if not isinstance(document, dict):
+        return None
+    find = ImageFinder(path, folders)
+    must_be_found = set(people.annotation_ids.tolist())
+    ignored = []
+    where = f"{path}: the list of categories or images"
+    try:
+        categories = {c["id"]: tuple(c["keypoints"]) for c in document["categories"] if c.get("keypoints")}
+        files = {int(image["id"]): find(image["file_name"]) for image in document["images"]}
+        joints = np.array([any(name in known for known in categories.values()) for name in people.names])
+        names = [name for name, known in zip(people.names, joints, strict=True) if known]
+        for annotation in document["annotations"]:
+            where = f"{path}: annotation {annotation['id']}"
+            known_joints = categories.get(annotation["category_id"])
+            # Without a box nobody can say whether a prediction lies on an unlabelled person.
+            if known_joints is None or annotation["id"] in must_be_found or "bbox" not in annotation:
+                continue
+            if annotation["image_id"] not in files:
+                raise InputError(
+                    f"{where} names image {annotation['image_id']}, which the file does not list"
+                )
+            x, y, w, h = (float(v) for v in annotation["bbox"])
+            flat = annotation.get("keypoints") or [0] * 3 * len(known_joints)
+            table = np.array(flat, np.float64).reshape(len(known_joints), 3)
+            row = dict(zip(known_joints, table.tolist(), strict=True))
+            wanted = np.array([row.get(name, (0.0, 0.0, 0.0)) for name in names])
+            ignored.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "bbox": [x, y, w, h],
+                    "area": float(annotation.get("area", w * h)),
+                    "iscrowd": int(bool(annotation.get("iscrowd"))),
+                    "keypoints": wanted.ravel().tolist(),
+                    "num_keypoints": int((wanted[:, 2] > 0).sum()),
+                }
+            )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where} is malformed ({type(error).__name__}: {error}); correct it") from error
+    ids = np.array(list(files), dtype=np.int64)
+    return CocoImages(tuple(files.values()), ids, frozenset(categories), joints, tuple(ignored))
+
+
+def load_detections(path: Path, images: CocoImages) -> list[Detections]:
+    """Detected people from COCO detection results, for every image of the set.
+
+    The file is a list of ``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``. Other categories
+    and other images are left out.
+
+    Raises:
+        InputError: unreadable or malformed file, no person on any image of the set.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: not COCO detection results (a list of boxes)")
+    rows = {image_id: i for i, image_id in enumerate(images.image_ids.tolist())}
+    found: list[list[tuple[float, ...]]] = [[] for _ in rows]
+    for number, entry in enumerate(entries, start=1):
+        try:
+            wanted = entry["category_id"] in images.category_ids
+            row = rows.get(entry["image_id"]) if wanted else None
+            x, y, w, h, score = (float(v) for v in (*entry["bbox"], entry["score"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: entry {number} lacks a good image_id, category_id, bbox or score ({error!r}); "
+                "it must be a list of COCO detections"
+            ) from error
+        if not (np.isfinite([x, y, w, h, score]).all() and w >= 0 and h >= 0):
+            raise InputError(f"{path}: entry {number}: {entry['bbox']} is not a box with a score; remove it")
+        if row is not None:
+            found[row].append((x, y, x + w, y + h, score))
+    if not any(found):
+        raise InputError(f"{path}: no person on the annotated images; it must come from the same images")
+    tables = [np.array(people, np.float32).reshape(-1, 5) for people in found]
+    return [Detections(table[:, :4], table[:, 4]) for table in tables]
+
+
+def predict_people(
+    estimator: CropEstimator,
+    images: CocoImages,
+    detections: Sequence[Detections],
+    names: Sequence[str],
+    sigmas: Sequence[float],
+) -> PoseResults:
+    """People in detected boxes, as published COCO results of top-down networks are made.
+
+    As MMPose does (``TopDownCocoDataset.evaluate``, which follows Xiao, Wu and Wei 2018): a person's score
+    is the box's times the mean score of the joints that score above 0.2, and of people whose object keypoint
+    similarity is above 0.9 the best is kept, where a person's area is that of the crop.
+
+    Args:
+        estimator: with the network.
+        images: the annotated ones.
+        detections: one for every image.
+        names: K keypoints, the order of the result.
+        sigmas: K per-keypoint constants.
+    """
+    counts = [len(found) for found in detections]
+    boxes = np.concatenate([found.boxes for found in detections])
+    files = [file for file, n in zip(images.files, counts, strict=True) for _ in range(n)]
+    points, joint_scores = _keypoints(estimator, files, boxes, names)
+    counted = images.joints & (joint_scores > _COUNTED_SCORE)
+    scores = np.concatenate([found.scores for found in detections])
+    scores *= (joint_scores * counted).sum(1) / np.maximum(counted.sum(1), 1)
+    areas = np.array([estimator.transform(box).width_px ** 2 for box in boxes])
+    judged_sigmas = np.asarray(sigmas)[images.joints].tolist()
+    kept: list[int] = []
+    start = 0
+    for n in counts:
+        rows = slice(start, start + n)
+        same_image = points[rows][:, images.joints]
+        best = oks_nms(same_image, scores[rows], areas[rows], judged_sigmas, _SAME_PERSON_OKS)
+        kept += [start + row for row in best]
+        start += n
+    image_ids = np.repeat(images.image_ids, counts)
+    known = np.isin(names, estimator.keypoint_set.names)
+    return PoseResults(image_ids[kept], points[kept], joint_scores[kept], scores[kept], known)
 
 
 def predict_boxes(detector: Detector, images: BoxSet) -> list[Detections]:
@@ -89,6 +238,7 @@ def pose_scores(
     scores: NDArray[np.float32],
     sigmas: Sequence[float],
     results: PoseResults | None = None,
+    images: CocoImages | None = None,
 ) -> dict[str, Any]:
     """All scores of predicted keypoints that the annotations allow.
 
@@ -98,6 +248,7 @@ def pose_scores(
         scores: ``(M, K)`` in [0, 1].
         sigmas: K per-keypoint constants.
         results: what average precision is computed from, if it is not one prediction for each person.
+        images: of the COCO file the people come from, for COCO's own average precision.
 
     Returns:
         ``people``; ``pck@0.2`` and, where a head is labelled, ``pckh@0.5``, each with ``mean`` (over
@@ -134,9 +285,9 @@ def pose_scores(
             "per_joint": judged,
         }
     if results is None:
-        ap = keypoint_ap(people, sigmas, people.image_ids, points, scores.mean(1))
+        ap = keypoint_ap(people, sigmas, people.image_ids, points, scores.mean(1), images)
     else:
-        ap = keypoint_ap(people, sigmas, results.image_ids, results.points, results.scores)
+        ap = keypoint_ap(people, sigmas, results.image_ids, results.points, results.scores, images)
     scored |= {"AP": ap.ap, "AP50": ap.ap50, "AP75": ap.ap75, "recall": ap.recall}
     correct, judged_joints = correct_joints(points, people.points, labelled, torso_px(people), 0.2)
     scored["auc"] = auc(scores[judged_joints], correct[judged_joints])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def oks(
         points: ``(P, K, 2)`` predicted.
         truth: ``(M, K, 2)`` annotated.
         labelled: ``(M, K)``.
-        areas: ``(M,)`` px^2.
+        areas: ``(M,)`` px^2, or ``(P, M)`` where they depend on the prediction.
         sigmas: K per-keypoint constants.
 
     Returns:
@@ -152,9 +153,56 @@ def oks(
     """
     squared = ((np.asarray(points, np.float64)[:, None] - truth[None]) ** 2).sum(-1)
     variance = (2 * np.asarray(sigmas, np.float64)) ** 2
-    spread = 2 * variance * (np.asarray(areas, np.float64)[:, None] + np.spacing(1.0))
+    spread = 2 * variance * (np.asarray(areas, np.float64)[..., None] + np.spacing(1.0))
     similarity = np.exp(-np.where(np.isnan(squared), np.inf, squared) / spread)
     return np.asarray((similarity * labelled).sum(-1) / np.maximum(labelled.sum(-1), 1))
+
+
+def oks_nms(
+    points: FloatArray, scores: FloatArray, areas: FloatArray, sigmas: Sequence[float], limit: float
+) -> list[int]:
+    """Non-maximum suppression of the people of one image by object keypoint similarity.
+
+    As published top-down results have it (Xiao, Wu and Wei 2018, and MMPose): the area of a pair is the
+    mean of both.
+
+    Args:
+        points: ``(P, K, 2)``.
+        scores: ``(P,)``, of the person.
+        areas: ``(P,)`` px^2.
+        sigmas: K per-keypoint constants.
+        limit: a person more similar than this to a better one is left out.
+
+    Returns:
+        Rows of ``points``, best first.
+    """
+    every = np.ones(points.shape[:2], np.bool_)
+    similarity = oks(points, points, every, (areas[:, None] + areas[None]) / 2, sigmas)
+    kept: list[int] = []
+    for row in np.argsort(-scores, kind="stable").tolist():
+        if not (similarity[row, kept] > limit).any():
+            kept.append(row)
+    return kept
+
+
+@dataclass(frozen=True)
+class CocoImages:
+    """All images of a COCO file, and who is on them besides the people who must be found.
+
+    Attributes:
+        files: I image files.
+        image_ids: ``(I,)`` int64.
+        category_ids: the file's categories of people.
+        joints: ``(K,)`` bool, which joints of the people's set the file knows at all; J of them.
+        ignored: annotations of crowds and of people without keypoints, as COCO has them but with x, y, v
+            of the J joints. Whoever is found there is neither right nor wrong.
+    """
+
+    files: tuple[Path, ...]
+    image_ids: NDArray[np.int64]
+    category_ids: frozenset[int]
+    joints: Bools
+    ignored: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -185,10 +233,9 @@ def keypoint_ap(
     image_ids: NDArray[np.int64],
     points: FloatArray,
     scores: FloatArray,
+    images: CocoImages | None = None,
 ) -> AveragePrecision:
     """Average precision by object keypoint similarity, through a COCO evaluation library.
-
-    Only images with annotated people are judged.
 
     Args:
         truth: annotated people.
@@ -196,20 +243,26 @@ def keypoint_ap(
         image_ids: ``(P,)``, the image of each predicted person, as in ``truth``.
         points: ``(P, K, 2)``, joints in the order of ``truth.names``.
         scores: ``(P,)``, of the person.
+        images: of the COCO file that ``truth`` comes from; with them the result is COCO's own. By default
+            only images with annotated people are judged, and nobody else is on them.
     """
+    judged_ids = truth.image_ids if images is None else images.image_ids
+    joints = np.ones(len(truth.names), np.bool_) if images is None else images.joints
     people = np.concatenate([truth.points, truth.visibility[..., None]], axis=-1).astype(np.float64)
-    annotations = [
+    annotations: list[dict[str, Any]] = [
         {
             "image_id": int(truth.image_ids[i]),
             "bbox": _xywh(truth.boxes[i]),
             "area": float(truth.areas[i]),
             "iscrowd": 0,
-            "keypoints": people[i].ravel().tolist(),
+            "keypoints": people[i, joints].ravel().tolist(),
             "num_keypoints": int((truth.visibility[i] > 0).sum()),
         }
         for i in range(len(truth))
     ]
-    placed = np.nan_to_num(np.asarray(points, np.float64), nan=_NOWHERE_PX)
+    if images is not None:
+        annotations += [dict(annotation) for annotation in images.ignored]
+    placed = np.nan_to_num(np.asarray(points, np.float64)[:, joints], nan=_NOWHERE_PX)
     triples = np.concatenate([placed, np.ones((*placed.shape[:2], 1))], axis=-1)
     results = [
         {
@@ -219,9 +272,11 @@ def keypoint_ap(
             "keypoints": triples[i].ravel().tolist(),
             "score": float(scores[i]),
         }
-        for i in np.flatnonzero(np.isin(image_ids, truth.image_ids))
+        for i in np.flatnonzero(np.isin(image_ids, judged_ids))
     ]
-    return _coco_summary("keypoints", truth.image_ids, annotations, results, sigmas)
+    return _coco_summary(
+        "keypoints", judged_ids, annotations, results, np.asarray(sigmas, np.float64)[joints].tolist()
+    )
 
 
 def box_ap(truth: BoxSet, detections: Sequence[Detections], min_height: float = 0.0) -> AveragePrecision:
