@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hgpose.errors import WeightsError
+from hgpose.errors import OutputError, WeightsError
 from hgpose.keypoints import COCO17, MPII16
 from hgpose.models import build_model
 from hgpose.models.hourglass52 import Hourglass52
@@ -80,6 +80,7 @@ def convert(
     input_px: int = 256,
     layout: str | None = None,
     details: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Card:
     """Writes a public checkpoint as a safetensors file with its card.
 
@@ -92,6 +93,7 @@ def convert(
         layout: a key of :data:`LAYOUTS`; ``None``: as the names of the tensors and the width say. Networks
             of FPD that are 256 wide look like bearpaw's and must be named.
         details: further fields of the card.
+        overwrite: whether ``out`` and the card beside it may be replaced.
 
     Returns:
         The card, with its checksum.
@@ -101,6 +103,8 @@ def convert(
             too many; the message lists them.
         OutputError: ``out`` cannot be written.
     """
+    if not overwrite and (taken := next((p for p in (out, out.with_suffix(".json")) if p.exists()), None)):
+        raise OutputError(f"{taken}: exists already; add --overwrite to replace it, or choose another name")
     state, architecture, found = rename(read_tensors(file), file)
     chosen = layout or found
     if chosen != found and {chosen, found} != {"bearpaw", "fpd"}:
@@ -162,7 +166,16 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     # Batch normalisation's step counter means nothing at inference.
-    return {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+    tensors = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+            raise WeightsError(f"{file}: {key} is no plain tensor; ask its author for a plain state dict")
+        if not (value.is_floating_point() and bool(value.isfinite().all())):
+            raise WeightsError(
+                f"{file}: {key} is not all finite real numbers: damaged, or no trained weights"
+            )
+    # Tensors may share memory, which safetensors does not store.
+    return {key: value.clone() for key, value in tensors.items()}
 
 
 def rename(tensors: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
@@ -231,8 +244,8 @@ def _substitute(rules: Mapping[str, str], key: str) -> str:
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the highest number in the names that match."""
-    return max((int(m[1]) for key in tensors if (m := re.match(pattern, key))), default=-1) + 1
+    """How many different numbers stand in the names that match."""
+    return len({m[1] for key in tensors if (m := re.match(pattern, key))})
 
 
 def _family_a(tensors: Mapping[str, Tensor], residuals: str, conv: str, score: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from filelock import FileLock
 from hgpose.atomic import atomic_text
 from hgpose.checkpoints import convert
 from hgpose.errors import OutputError, WeightsError
-from hgpose.weights import cache_folder
+from hgpose.weights import cache_folder, read_card
 
 _TIMEOUT_S = 30
 _CHUNK = 1 << 20
@@ -149,13 +149,21 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
-            if not (path.is_file() and path.with_suffix(".json").is_file()):
+            if not _is_whole(path):
                 _fetch(wanted, path, progress)
     except OSError as error:
         raise OutputError(
             f"cannot write {folder}: {error.strerror or error}; make room or set HGPOSE_CACHE to another one"
         ) from error
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file and its card are there and agree."""
+    try:
+        return path.is_file() and _sha256(path) == read_card(path).sha256
+    except WeightsError:
+        return False
 
 
 def _fetch(wanted: Published, path: Path, progress: Progress | None) -> None:
@@ -181,7 +189,7 @@ def _fetch(wanted: Published, path: Path, progress: Progress | None) -> None:
         "training": {"source": wanted.url, "sha256": digest},
         "scores": {} if wanted.score is None else {"published": {wanted.metric: wanted.score}},
     }
-    convert(part, path, wanted.input_px, wanted.layout, details)
+    convert(part, path, wanted.input_px, wanted.layout, details, overwrite=True)
     # From now on the whole checksum is known: the next download must be the same file.
     with atomic_text(pin, overwrite=True) as file:
         file.write(digest + "\n")

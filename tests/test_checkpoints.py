@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hgpose import heatmaps
 from hgpose.checkpoints import convert, rename
-from hgpose.errors import WeightsError
+from hgpose.errors import OutputError, WeightsError
 from hgpose.estimate import CropEstimator
 from hgpose.geometry import heatmap_to_crop
 from hgpose.keypoints import COCO17, MPII16
@@ -374,3 +374,30 @@ def test_pckh_as_published() -> None:
     assert scored["pckh@0.5"]["mean"] == pytest.approx(100 * 13 / 14)
     assert scored["pckh@0.5"]["weighted_mean"] == pytest.approx(100 * 26 / 27)
     assert "pelvis" in scored["pck@0.2"]["per_joint"]
+
+
+@pytest.mark.parametrize("taken", ["ours.safetensors", "ours.json"])
+def test_nothing_is_replaced_unless_asked(tmp_path: Path, taken: str) -> None:
+    file = saved(tmp_path, checkpoints_a(1)[0])
+    (tmp_path / taken).write_text("mine")
+    with pytest.raises(OutputError, match=rf"{taken}: exists already"):
+        convert(file, tmp_path / "ours.safetensors")
+    assert (tmp_path / taken).read_text() == "mine"
+    convert(file, tmp_path / "ours.safetensors", overwrite=True)
+
+
+def test_odd_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    state = checkpoints_a(1)[0]
+    key = "conv1.weight"
+    for odd in (state[key].to_sparse(), state[key] * float("nan"), state[key].to(torch.complex64)):
+        with pytest.raises(WeightsError, match=r"conv1\.weight is no"):
+            convert(saved(tmp_path, state | {key: odd}), tmp_path / "ours.safetensors")
+
+
+def test_a_far_off_stack_is_refused_at_once(tmp_path: Path) -> None:
+    state = checkpoints_a(1)[0]
+    with pytest.raises(WeightsError, match=r"score\.5000"):
+        convert(
+            saved(tmp_path, state | {"score.5000.weight": state["score.0.weight"]}),
+            tmp_path / "a.safetensors",
+        )

@@ -284,3 +284,12 @@ def test_real_entries_are_sound() -> None:
         assert weights.sha256 in weights.file and len(weights.sha256) == 8
         assert weights.keypoint_set in {"mpii16", "coco17"} and weights.layout in {"bearpaw", "mmpose"}
         assert weights.input_px % 128 == 0
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_damaged_on_disk_is_fetched_again(server: Server, suffix: str) -> None:
+    path = fetch("tiny")
+    whole = path.read_bytes()
+    path.with_suffix(suffix).write_bytes(b"junk")
+    assert fetch("tiny").read_bytes() == whole
+    load_weights("tiny", "pose")

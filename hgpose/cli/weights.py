@@ -82,6 +82,7 @@ def convert_checkpoint(
             "--layout", help="bearpaw or fpd, which look alike at width 256 (then bearpaw is taken)."
         ),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file and its card.")] = False,
 ) -> None:
     """Convert a public hourglass checkpoint: bearpaw, anibali, princeton-vl, FPD or MMPose hourglass52."""
     from dataclasses import asdict
@@ -91,7 +92,7 @@ def convert_checkpoint(
 
     if out.suffix != ".safetensors":
         raise OptionsError(f"-o {out}: the name must end in .safetensors")
-    _print({"file": out} | asdict(convert(file, out, size, layout)))
+    _print({"file": out} | asdict(convert(file, out, size, layout, overwrite=overwrite)))
 
 
 @weights_app.command("path")
