@@ -67,6 +67,25 @@ class CutDetector:
         return alike < _CUT_CORRELATION and float(np.abs(grey - before).mean()) > _CUT_LEVELS
 
 
+class Chooser:
+    """Of the people who are followed those who are asked for, frame after frame."""
+
+    def __init__(self, options: EstimatorOptions) -> None:
+        self._options, self._before = options, -1
+
+    def __call__(self, frame: Frame, poses: Poses) -> Poses:
+        """The rows of ``poses``, who have their ids, that are asked for."""
+        height, width = frame.image.shape[:2]
+        options = self._options
+        rows = choose(
+            poses.boxes, poses.ids, (width, height), options.person, options.max_people, self._before
+        )
+        poses = poses[rows]
+        if options.person in {"largest", "center"} and len(poses):
+            self._before = int(poses.ids[0])
+        return poses
+
+
 class Follower:
     """Finds the people of a source's frames and follows them.
 
@@ -78,6 +97,7 @@ class Follower:
         live: the source is a camera: no frame waits for another.
 
     Attributes:
+        follows: whether people are followed at all.
         detector_s, pose_s: time in the detector, and in crops, pose network and decoding.
         detections: on how many frames the detector ran.
 
@@ -97,8 +117,8 @@ class Follower:
         self._options, self._detector = options, estimator.detector
         self.detector_s = self.pose_s = 0.0
         self.detections = 0
-        self._chosen = -1
-        self._follows = options.track and fps is not None
+        self._choose = Chooser(options)
+        self.follows = options.track and fps is not None
         self._estimator = estimator
         # Boxes that do not follow from what is seen are the same without looking.
         self._exact = not self._detector.proposes or isinstance(self._detector, WholeFrame)
@@ -127,26 +147,24 @@ class Follower:
             Frames that are finished, some at a time; the last ones after the batches' end.
         """
         for frames in batches:
-            if self._follows:
-                yield self._choose([done for frame in frames for done in self._follow(frame)])
-            else:
-                people = self._estimator.choose(frames, self._detect(frames))
-                yield list(zip(frames, self._pose(frames, people), strict=True))
-        yield self._choose(self._line.flush())
+            yield self._chosen(self.push(frames))
+        yield self._chosen(self.flush())
 
-    def _choose(self, finished: Finished) -> Finished:
-        chosen = []
-        for frame, poses in finished:
-            height, width = frame.image.shape[:2]
-            options = self._options
-            rows = choose(
-                poses.boxes, poses.ids, (width, height), options.person, options.max_people, self._chosen
-            )
-            poses = poses[rows]
-            if options.person in {"largest", "center"} and len(poses):
-                self._chosen = int(poses.ids[0])
-            chosen.append((frame, poses))
-        return chosen
+    def push(self, frames: Sequence[Frame]) -> Finished:
+        """Takes the next frames; returns those that are finished by now, with everybody who is followed."""
+        if self.follows:
+            return [done for frame in frames for done in self._follow(frame)]
+        people = self._estimator.choose(frames, self._detect(frames))
+        return list(zip(frames, self._pose(frames, people), strict=True))
+
+    def flush(self) -> Finished:
+        """The frames that still wait: no other will follow."""
+        return self._line.flush()
+
+    def _chosen(self, finished: Finished) -> Finished:
+        if not self.follows:
+            return finished
+        return [(frame, self._choose(frame, poses)) for frame, poses in finished]
 
     def _follow(self, frame: Frame) -> Finished:
         tracker = self._tracker

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
+from hgpose.chunks import ChunkedFollower, Chunking
 from hgpose.errors import InputError
 from hgpose.estimate import Estimator
 from hgpose.follow import Follower
@@ -37,6 +38,7 @@ class Summary:
         detections: on how many frames the detector ran.
         sides_corrected: poses in which a left and a right keypoint had changed places and were put right.
         damage: why frames may be missing, or ``None``.
+        problems: name and reason of each image that could not be read, or of a damaged video.
         files: that were written.
         error: why nothing came of it, or ``None``.
     """
@@ -51,13 +53,14 @@ class Summary:
     detections: int = 0
     sides_corrected: int = 0
     damage: str | None = None
+    problems: list[tuple[str, str]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     error: str | None = None
 
 
 @contextmanager
-def _read_ahead(source: Source, opened: ExitStack, batch: int) -> Iterator[Iterator[list[Frame]]]:
-    """Frames read by a thread, in lists of at most ``batch``: what is ready, at least one.
+def _read_ahead(source: Source, opened: ExitStack, batch: int) -> Iterator[Iterator[Frame]]:
+    """Frames read by a thread, so many ahead that a batch can wait.
 
     The thread closes the source, ``opened``, as it alone knows when no read is under way.
     """
@@ -82,27 +85,17 @@ def _read_ahead(source: Source, opened: ExitStack, batch: int) -> Iterator[Itera
             end = error
         put(end)
 
-    def batches() -> Iterator[list[Frame]]:
-        frames: list[Frame] = []
-        while True:
-            item = ready.get()
-            if isinstance(item, Frame):
-                frames.append(item)
-                if len(frames) < batch and not ready.empty():
-                    continue
-            if frames:
-                yield frames
-                frames = []
+    def frames() -> Iterator[Frame]:
+        while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            if item is None:
-                return
+            yield item
 
     closing = opened.pop_all()
     thread = threading.Thread(target=read, name="decode", daemon=True)
     thread.start()
     try:
-        yield batches()
+        yield frames()
     finally:
         stopped.set()
         thread.join(_JOIN_TIMEOUT_S)
@@ -116,6 +109,7 @@ def run(
     batch: int = 1,
     live: bool = False,
     report: Callable[[Summary], None] = lambda summary: None,
+    chunking: Chunking = Chunking(),
 ) -> Summary:
     """Takes every frame of a source through the networks to the sinks.
 
@@ -124,15 +118,16 @@ def run(
         sinks: makes the sinks once the source is open.
         estimator: finds people and keypoints.
         detect_every: the detector runs at least on every n-th frame of people who are followed.
-        batch: frames that go through the networks together, at most.
-        live: the source is a camera: nothing is read ahead.
+        batch: frames that go through the networks together.
+        live: the source is a camera: nothing is read ahead, and there are no chunks.
         report: called now and then with what was done so far.
+        chunking: where chunks end, which of them are wanted and where they are kept.
 
     Returns:
         The summary; all files are complete.
 
     Raises:
-        InputError: the source cannot be opened or, unless live, shows no frame.
+        InputError: the source cannot be opened or, unless live or a part of a longer one, shows no frame.
         OutputError: a file cannot be written; none of this source's unfinished files is left.
     """
     started = time.perf_counter()
@@ -140,14 +135,16 @@ def run(
         reading = stack.enter_context(ExitStack())
         reading.enter_context(source)
         summary = Summary(source.info.name)
-        follower = Follower(estimator, detect_every, source.info.fps, live)
+        follower: Follower | ChunkedFollower
+        if live:
+            follower = Follower(estimator, detect_every, source.info.fps, live)
+            results = follower([frame] for frame in source)
+        else:
+            follower = ChunkedFollower(estimator, source, detect_every, batch, chunking)
         opened = [stack.enter_context(sink) for sink in sinks(source)]
         summary.files = [str(sink.path) for sink in opened if sink.path is not None]
-        batches = (
-            ([frame] for frame in source)
-            if live
-            else stack.enter_context(_read_ahead(source, reading, batch))
-        )
+        if isinstance(follower, ChunkedFollower):
+            results = follower(stack.enter_context(_read_ahead(source, reading, batch)))
         done: queue.Queue[tuple[Frame, Poses] | None] = queue.Queue(_LIVE_QUEUE if live else _QUEUE)
         failed = threading.Event()
         writer_error: list[BaseException] = []
@@ -166,7 +163,7 @@ def run(
         writer = threading.Thread(target=write, name="write", daemon=True)
         writer.start()
         try:
-            for finished in follower(batches):
+            for finished in results:
                 if failed.is_set():
                     break
                 for frame, poses in finished:
@@ -185,7 +182,10 @@ def run(
         if writer_error:
             raise writer_error[0]
         summary.damage = source.damage
-        if not summary.frames and not live:
+        if isinstance(follower, ChunkedFollower):
+            summary.problems = follower.problems
+            summary.damage = follower.damage or source.damage
+        if not (summary.frames or live or chunking.partial):
             raise InputError(f"{summary.name}: no frame to process: {summary.damage or 'none was asked for'}")
     summary.seconds = time.perf_counter() - started
     return summary

@@ -124,6 +124,15 @@ def _natural(paths: Iterator[Path]) -> list[Path]:
     return sorted(sorted(paths), key=key)
 
 
+def describe_failures(failures: Sequence[tuple[str, str]], count: int | None) -> str | None:
+    """How many of so many images could not be read, and the first reasons; ``None`` if all could."""
+    if not failures:
+        return None
+    reasons = "; ".join(reason for _, reason in failures[:_FAILURES_NAMED])
+    more = "; ..." if len(failures) > _FAILURES_NAMED else ""
+    return f"{len(failures)} of {count} images could not be read: {reasons}{more}"
+
+
 class ImageSource:
     """Image files as frames; index and name tell which, the time is always 0.
 
@@ -132,14 +141,15 @@ class ImageSource:
     Args:
         images: paths and names, as :func:`find_images` gives them.
         name: of the whole set, as it goes into results.
+        first: index of the first of ``images``, which may be a part of the set.
 
     Attributes:
         failures: after iterating, name and reason of each image that could not be read.
     """
 
-    def __init__(self, images: Sequence[tuple[Path, str]], name: str = "images") -> None:
+    def __init__(self, images: Sequence[tuple[Path, str]], name: str = "images", first: int = 0) -> None:
         self._images = images
-        self._name = name
+        self._name, self._first = name, first
         self._frames: Iterator[Frame] | None = None
         self.failures: list[tuple[str, str]] = []
 
@@ -151,11 +161,7 @@ class ImageSource:
     @property
     def damage(self) -> str | None:
         """After iterating: how many images could not be read, and the first reasons, or ``None``."""
-        if not self.failures:
-            return None
-        reasons = "; ".join(reason for _, reason in self.failures[:_FAILURES_NAMED])
-        more = "; ..." if len(self.failures) > _FAILURES_NAMED else ""
-        return f"{len(self.failures)} of {len(self._images)} images could not be read: {reasons}{more}"
+        return describe_failures(self.failures, len(self._images))
 
     def __enter__(self) -> Self:
         self._frames = self._read()
@@ -173,7 +179,7 @@ class ImageSource:
         return self._frames
 
     def _read(self) -> Iterator[Frame]:
-        for index, (path, name) in enumerate(self._images):
+        for index, (path, name) in enumerate(self._images, self._first):
             try:
                 image = read_image(path)
             except InputError as error:

@@ -104,6 +104,10 @@ class VideoSource:
         every: yields each ``every``-th frame from the first one yielded on.
         live: hands out each frame as soon as it arrives, at the price of decoding speed.
 
+    Attributes:
+        skip: so many of the frames that it would yield are left out, which costs no more than to decode
+            them; may be set until the first one is asked for.
+
     Raises:
         OptionsError: the range is empty or ``every`` is not positive.
     """
@@ -123,6 +127,7 @@ class VideoSource:
             raise OptionsError(f"start and end: need 0 <= start < end, got {start_s} and {end_s}")
         self._location = location
         self._start_s, self._end_s, self._every, self._live = start_s, end_s, every, live
+        self.skip = 0
         self._resources = ExitStack()
         self._frames: Iterator[Frame] | None = None
         self._info: SourceInfo | None = None
@@ -278,7 +283,8 @@ class VideoSource:
             if since_first_s < self._start_s:
                 continue
             yielded_from = index if yielded_from is None else yielded_from
-            if (index - yielded_from) % self._every == 0:
+            taken, between = divmod(index - yielded_from, self._every)
+            if not between and taken >= self.skip:
                 yield Frame(display.picture(frame), index, float(time))
 
 
