@@ -14,12 +14,13 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import zipfile
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from hgpose.errors import InputError
 from hgpose.estimate import Estimator
 from hgpose.follow import Chooser, Finished, Follower
 from hgpose.keypoints import KeypointSet
+from hgpose.manifest import Origin, differences, read_origin
 from hgpose.options import EstimatorOptions
 from hgpose.places import Place
 from hgpose.sources import Source
@@ -43,6 +45,7 @@ IMAGES = 64
 _OVERLAP_S, _OVERLAP_FRAMES = 1.0, 20
 #: No container's frame rate above this is believed.
 _MOST_FPS = 240.0
+_ORIGIN, _CHUNK = "origin.json", re.compile(r"chunk-(\d+)\.npz")
 #: People whose boxes overlap on the frames that two chunks share by this on average are the same.
 _SAME = 0.5
 
@@ -89,7 +92,8 @@ class Grid:
         return max(self.begin(number) - self.overlap, 0)
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True)
+class Seen:
     """A frame without its picture, and everybody on it; ids are those of the chunk."""
 
     index: int
@@ -186,24 +190,54 @@ class ChunkStore:
     Args:
         place: a folder of their own.
         keypoint_set: of their poses.
+        now: what they would come from by now.
+
+    Attributes:
+        changed: what is not as it was when those in store were computed, in words; empty if all is.
+        there: whether any are in store that came from the same.
     """
 
-    def __init__(self, place: Place, keypoint_set: KeypointSet) -> None:
-        self._place, self._keypoint_set = place, keypoint_set
-        self._there = set(place.files())
+    def __init__(self, place: Place, keypoint_set: KeypointSet, now: Origin) -> None:
+        self._place, self._keypoint_set, self._now = place, keypoint_set, now
+        names = set(place.files())
+        before = read_origin(place.read(_ORIGIN)) if _ORIGIN in names else None
+        self.changed = "" if before is None else differences(before, now)
+        self._names = names if before is not None and not self.changed else set()
+        self._begun = self.there = bool(self._names)
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self._names, self._begun, self.there = set(), False, False
+
+    def begin(self) -> None:
+        """Makes room for chunks, unless there are some that came from the same."""
+        if not self._begun:
+            self._place.remove()
+            self._place.write(_ORIGIN, json.dumps(self._now).encode())
+            self._begun = True
 
     def read(self, number: int) -> Chunk | None:
         """The chunk, or ``None`` if it is not there whole."""
-        if self._name(number) not in self._there or (data := self._place.read(self._name(number))) is None:
+        name = self._name(number)
+        if name not in self._names or (data := self._place.read(name)) is None:
             return None
         try:
             return Chunk.decode(data, self._keypoint_set)
         except (ValueError, KeyError, OSError, zipfile.BadZipFile):
             return None
 
+    def numbers(self) -> set[int]:
+        """Of the chunks that were there at first."""
+        return {int(found[1]) for name in self._names if (found := _CHUNK.fullmatch(name))}
+
     def write(self, chunk: Chunk) -> None:
         """Puts a chunk there, whole or not at all."""
+        self.begin()
         self._place.write(self._name(chunk.number), chunk.encode())
+
+    def remove(self) -> None:
+        """Removes all chunks."""
+        self._place.remove()
 
     @staticmethod
     def _name(number: int) -> str:
@@ -366,6 +400,10 @@ class Chunking:
     end: int | None = None
     partial: bool = False
     pictures: bool = True
+
+
+#: All of a source, nothing kept.
+AT_ONE_GO = Chunking()
 
 
 class ChunkedFollower:

@@ -186,6 +186,8 @@ class VideoOptions:
         detect_every: of people who are followed, look anew on every n-th frame taken at least; between,
             each person is looked for where it should be by now.
         overwrite: replace files of an earlier run.
+        resume: go on where an earlier run of the same video was interrupted.
+        chunk_s: length of the chunks that are resumed or shared out as a whole, seconds of video.
         style: how overlays are drawn.
     """
 
@@ -195,6 +197,8 @@ class VideoOptions:
     every: int = 1
     detect_every: int = 10
     overwrite: bool = False
+    resume: bool = False
+    chunk_s: float = 60.0
     style: Style = DEFAULT_STYLE
 
     def __post_init__(self) -> None:
@@ -203,6 +207,27 @@ class VideoOptions:
         _require(self.end_s is None or self.end_s > self.start_s, "--end must lie after --start")
         _require(self.every >= 1, f"--every must be at least 1, not {self.every}")
         _require(self.detect_every >= 1, f"--detect-every must be at least 1, not {self.detect_every}")
+        _require(self.chunk_s > 0, f"chunk_s must be above 0, not {self.chunk_s}")
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Who does the work of a batch.
+
+    Attributes:
+        workers: processes at work; ``None``: one for each GPU, or else for each processor core.
+        engine: ``local``, or ``ray`` for the machines of a Ray cluster.
+        address: of the Ray cluster; ``None``: one that is begun on this machine.
+    """
+
+    workers: int | None = None
+    engine: str = "local"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.workers is None or self.workers >= 1, "--workers must be at least 1")
+        _require(self.engine in {"local", "ray"}, f"--engine must be local or ray, not {self.engine!r}")
+        _require(self.address is None or self.engine == "ray", "--address goes with --engine ray only")
 
 
 @dataclass(frozen=True)

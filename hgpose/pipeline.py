@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from hgpose.chunks import ChunkedFollower, Chunking
+from hgpose.chunks import AT_ONE_GO, ChunkedFollower, Chunking
 from hgpose.errors import InputError
 from hgpose.estimate import Estimator
 from hgpose.follow import Follower
@@ -109,7 +109,7 @@ def run(
     batch: int = 1,
     live: bool = False,
     report: Callable[[Summary], None] = lambda summary: None,
-    chunking: Chunking = Chunking(),
+    chunking: Chunking = AT_ONE_GO,
 ) -> Summary:
     """Takes every frame of a source through the networks to the sinks.
 

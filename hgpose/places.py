@@ -247,5 +247,5 @@ class _Remote(Place):
             yield
         except Exception as error:
             raise OutputError(
-                f"cannot write {self}/{name}: {_reason(error)}; check that the place exists and may be written to"
+                f"cannot write {self}/{name}: {_reason(error)}; check that it exists and may be written to"
             ) from error

@@ -6,17 +6,22 @@ The command line parses, calls these and prints; so can a program of one's own.
 from __future__ import annotations
 
 import glob
+import hashlib
 import math
-import re
+import os
 import traceback
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from hgpose.chunks import Chunking, ChunkStore
 from hgpose.errors import HgposeError, InputError, OptionsError
 from hgpose.estimate import Estimator
+from hgpose.manifest import origin
 from hgpose.options import VideoOptions
 from hgpose.pipeline import Summary, run
+from hgpose.places import Place, is_uri, shown
 from hgpose.sinks import SINKS, Run, Sink
 from hgpose.sources import Source
 from hgpose.sources.images import ImageSource, find_images
@@ -25,9 +30,6 @@ from hgpose.types import SourceInfo
 
 Report = Callable[[Summary, int | None], None]
 
-_URL = re.compile(r"[a-z]+://", re.IGNORECASE)
-#: What of a URL belongs in no message: user and password, query.
-_SECRETS = re.compile(r"(?<=//)[^/]*@|[?#].*", re.DOTALL)
 #: Name of the files that hold the keypoints of a whole image set.
 _IMAGE_SET_STEM = "keypoints"
 
@@ -57,12 +59,12 @@ def output_stem(video: str) -> str:
     """
     if video == "-":
         return "stdin"
-    if _URL.match(video):
+    if is_uri(video):
         try:
             parts = urlsplit(video)
             return Path(parts.path).stem or parts.hostname or "stream"
         except ValueError as error:
-            raise InputError(f"{_shown(video)}: not a URL ({error}); check its spelling") from error
+            raise InputError(f"{shown(video)}: not a URL ({error}); check its spelling") from error
     return Path(video).stem
 
 
@@ -74,10 +76,6 @@ def check_kinds(save: Iterable[str]) -> None:
     """
     if unknown := [kind for kind in save if kind not in SINKS]:
         raise OptionsError(f"--save {','.join(unknown)}: unknown; known: {', '.join(SINKS)}")
-
-
-def _shown(video: str) -> str:
-    return _SECRETS.sub("", video) if _URL.match(video) else video
 
 
 def file_sinks(
@@ -127,15 +125,56 @@ def process_video(
         OutputError: a file cannot be written or is there already.
         OptionsError: an unknown kind of file.
     """
-    options = options or VideoOptions()
+    options, out, name = options or VideoOptions(), Path(out), str(video)
+    if name == "-" or (isinstance(video, str) and is_uri(video)):
+        if options.resume:
+            raise InputError(f"{shown(name)}: a stream cannot be resumed; leave out --resume")
+        return run_video(video, out, output_stem(name), estimator, options, None, report)
+    # A name of its own that every file system takes.
+    folder = f".hgpose-{hashlib.sha256(os.fsencode(output_stem(name))).hexdigest()[:16]}"
+    now = origin(estimator.options, options, [name])
+    store = ChunkStore(Place.of(out / folder), estimator.keypoint_set, now)
+    if not options.resume:
+        store.forget()
+    elif store.changed:
+        raise InputError(f"{name}: cannot go on: {store.changed}; leave out --resume to begin anew")
+    elif store.there:
+        # Whatever the interrupted run has finished already is written again, and the same.
+        options = replace(options, overwrite=True)
+    summary = run_video(video, out, output_stem(name), estimator, options, store, report)
+    store.remove()
+    return summary
+
+
+def run_video(
+    video: str | Path,
+    out: Path,
+    stem: str,
+    estimator: Estimator,
+    options: VideoOptions,
+    store: ChunkStore | None,
+    report: Report = _quiet,
+    first: int = 0,
+    end: int | None = None,
+    partial: bool = False,
+) -> Summary:
+    """:func:`process_video` with the chunks that are in store already, or a part of it.
+
+    Args:
+        video, out, estimator, options, report: as there.
+        stem: name of the files, without suffix.
+        store, first, end, partial: as of :class:`~hgpose.chunks.Chunking`. A part writes chunks only.
+    """
     source = VideoSource(video, start_s=options.start_s, end_s=options.end_s, every=options.every)
+    pictures = "overlay" in options.save
     return run(
         source,
-        file_sinks(estimator, options, Path(out), output_stem(str(video))),
+        (lambda source: []) if partial else file_sinks(estimator, options, out, stem),
         estimator,
         options.detect_every,
         estimator.options.batch,
         report=lambda summary: report(summary, _expected_frames(source.info, options)),
+        chunking=Chunking(options.every, options.chunk_s, store, first, end, partial, pictures),
     )
 
 
@@ -161,23 +200,28 @@ def process_videos(
     summaries: list[Summary] = []
     first_with: dict[str, str] = {}
     for video in videos:
-        shown = _shown(video)
+        name = shown(video)
         try:
             if (other := first_with.setdefault(output_stem(video), video)) != video:
                 raise InputError(
-                    f"{shown}: its results would replace those of {_shown(other)}; give it another -o"
+                    f"{name}: its results would replace those of {shown(other)}; give it another -o"
                 )
             summaries.append(process_video(video, out, estimator, options, report))
         except OptionsError:
             raise
         except HgposeError as error:
-            summaries.append(Summary(shown, error=str(error)))
+            summaries.append(Summary(name, error=str(error)))
         # Whatever a decoder or a GPU answers one video with, the others shall be done.
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            what = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
-            summaries.append(Summary(shown, error=f"{shown}: failed unexpectedly: {what}; please report it"))
+            summaries.append(Summary(name, error=unexpected(name, error)))
     return summaries
+
+
+def unexpected(name: str, error: Exception) -> str:
+    """What to say of an error that nobody thought of."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+    return f"{name}: failed unexpectedly: {what}; please report it"
 
 
 def process_images(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hgpose.errors import OptionsError
 from hgpose.options import EstimatorOptions, Style, VideoOptions
 
 if TYPE_CHECKING:
@@ -84,6 +85,9 @@ Black = Annotated[bool, typer.Option("--black", help="Draw on black instead of o
 Heatmaps = Annotated[bool, typer.Option("--heatmaps", help="Draw the probability maps, too.")]
 Boxes = Annotated[bool, typer.Option("--boxes/--no-boxes", help="Draw each person's box.")]
 Labels = Annotated[bool, typer.Option("--labels", help="Write each person's id and score.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where a run of the same video was interrupted.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier run.")]
 
 
@@ -122,6 +126,7 @@ def video(
     boxes: Boxes = True,
     labels: Labels = False,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Find the people in videos: an overlay, a CSV and a JSON for each."""
     how = EstimatorOptions(
@@ -131,8 +136,10 @@ def video(
     )  # fmt: skip
     what = VideoOptions(
         save=tuple(save.split(",")), start_s=start, end_s=end, every=every, detect_every=detect_every,
-        overwrite=overwrite, style=Style(line_width, black, boxes, labels, threshold),
+        overwrite=overwrite, resume=resume, style=Style(line_width, black, boxes, labels, threshold),
     )  # fmt: skip
+    if resume and heatmaps:
+        raise OptionsError("--resume: heatmaps are not kept; leave out --heatmaps or --resume")
     from hgpose.process import find_videos, process_videos
 
     videos = find_videos(inputs)
