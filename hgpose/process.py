@@ -78,9 +78,16 @@ def check_kinds(save: Iterable[str]) -> None:
         raise OptionsError(f"--save {','.join(unknown)}: unknown; known: {', '.join(SINKS)}")
 
 
+SinksOf = Callable[[Source], list[Sink]]
+
+
 def file_sinks(
-    estimator: Estimator, options: VideoOptions, out: Path, stem: str, inputs: Collection[Path] = frozenset()
-) -> Callable[[Source], list[Sink]]:
+    estimator: Estimator,
+    options: VideoOptions,
+    out: Path,
+    stem: str,
+    inputs: Collection[Path] = frozenset(),
+) -> SinksOf:
     """What makes the sinks of a run once its source is open.
 
     Args:
@@ -126,10 +133,13 @@ def process_video(
         OptionsError: an unknown kind of file.
     """
     options, out, name = options or VideoOptions(), Path(out), str(video)
+    if options.resume and estimator.options.heatmaps:
+        raise OptionsError("--resume: heatmaps are not kept; leave out --heatmaps or --resume")
     if name == "-" or (isinstance(video, str) and is_uri(video)):
         if options.resume:
             raise InputError(f"{shown(name)}: a stream cannot be resumed; leave out --resume")
-        return run_video(video, out, output_stem(name), estimator, options, None, report)
+        sinks = file_sinks(estimator, options, out, output_stem(name))
+        return run_video(video, sinks, estimator, options, Chunking(options.every, options.chunk_s), report)
     # A name of its own that every file system takes.
     folder = f".hgpose-{hashlib.sha256(os.fsencode(output_stem(name))).hexdigest()[:16]}"
     now = origin(estimator.options, options, [name])
@@ -141,40 +151,31 @@ def process_video(
     elif store.there:
         # Whatever the interrupted run has finished already is written again, and the same.
         options = replace(options, overwrite=True)
-    summary = run_video(video, out, output_stem(name), estimator, options, store, report)
+    sinks = file_sinks(estimator, options, out, output_stem(name))
+    chunking = Chunking(options.every, options.chunk_s, store, pictures="overlay" in options.save)
+    summary = run_video(video, sinks, estimator, options, chunking, report)
     store.remove()
     return summary
 
 
 def run_video(
     video: str | Path,
-    out: Path,
-    stem: str,
+    sinks: SinksOf,
     estimator: Estimator,
     options: VideoOptions,
-    store: ChunkStore | None,
+    chunking: Chunking,
     report: Report = _quiet,
-    first: int = 0,
-    end: int | None = None,
-    partial: bool = False,
 ) -> Summary:
-    """:func:`process_video` with the chunks that are in store already, or a part of it.
-
-    Args:
-        video, out, estimator, options, report: as there.
-        stem: name of the files, without suffix.
-        store, first, end, partial: as of :class:`~hgpose.chunks.Chunking`. A part writes chunks only.
-    """
+    """:func:`process_video` with sinks and chunks of one's own."""
     source = VideoSource(video, start_s=options.start_s, end_s=options.end_s, every=options.every)
-    pictures = "overlay" in options.save
     return run(
         source,
-        (lambda source: []) if partial else file_sinks(estimator, options, out, stem),
+        sinks,
         estimator,
         options.detect_every,
         estimator.options.batch,
         report=lambda summary: report(summary, _expected_frames(source.info, options)),
-        chunking=Chunking(options.every, options.chunk_s, store, first, end, partial, pictures),
+        chunking=chunking,
     )
 
 

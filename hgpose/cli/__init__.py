@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from hgpose.cli import convert, evaluate, process, tools, train, webcam, weights
+from hgpose.cli import batch, convert, evaluate, process, tools, train, webcam, weights
 from hgpose.errors import HgposeError, OptionsError
 
 
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 app.command("video")(process.video)
 app.command("images")(process.images)
+app.command("batch")(batch.batch)
 app.command("webcam")(webcam.webcam)
 app.command("convert")(convert.convert)
 app.command("draw")(convert.draw)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hgpose.errors import OptionsError
 from hgpose.options import EstimatorOptions, Style, VideoOptions
 
 if TYPE_CHECKING:
@@ -38,6 +37,10 @@ Inputs = Annotated[list[str], typer.Argument(help="What to read.", show_default=
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)]
 Save = Annotated[
     str, typer.Option("--save", help="Kinds of output, separated by commas.", callback=_check_save)
+]
+Every = Annotated[int, typer.Option("--every", help="Take every n-th frame.")]
+DetectEvery = Annotated[
+    int, typer.Option("--detect-every", help="Look for people anew on every n-th frame at least.")
 ]
 Person = Annotated[
     str, typer.Option("--person", help="all, largest, center or, where people are followed, id:N.")
@@ -101,13 +104,11 @@ def video(
         float, typer.Option("--start", help="Seconds to leave out at the beginning.")
     ] = _V.start_s,
     end: Annotated[float | None, typer.Option("--end", help="Seconds at which to stop.")] = None,
-    every: Annotated[int, typer.Option("--every", help="Take every n-th frame.")] = _V.every,
+    every: Every = _V.every,
     person: Person = _E.person,
     max_people: MaxPeople = None,
     detector: DetectorName = _E.detector,
-    detect_every: Annotated[
-        int, typer.Option("--detect-every", help="Look for people anew on every n-th frame at least.")
-    ] = _V.detect_every,
+    detect_every: DetectEvery = _V.detect_every,
     track: Track = _E.track,
     lost: Lost = _E.lost_s,
     smooth: Smooth = None,
@@ -138,8 +139,6 @@ def video(
         save=tuple(save.split(",")), start_s=start, end_s=end, every=every, detect_every=detect_every,
         overwrite=overwrite, resume=resume, style=Style(line_width, black, boxes, labels, threshold),
     )  # fmt: skip
-    if resume and heatmaps:
-        raise OptionsError("--resume: heatmaps are not kept; leave out --heatmaps or --resume")
     from hgpose.process import find_videos, process_videos
 
     videos = find_videos(inputs)
@@ -208,7 +207,7 @@ def _process(how: EstimatorOptions, work: Callable[[Estimator, Report], Sequence
                 # One line, that of the input at work, however many there are.
                 for task in bar.task_ids:
                     bar.remove_task(task)
-                bar.add_task(_printable(summary.name), total=frame_count, rate=0.0)
+                bar.add_task(printable(summary.name), total=frame_count, rate=0.0)
                 current = summary
             rate = summary.frames / max(summary.seconds, 1e-9)
             bar.update(bar.task_ids[0], completed=summary.frames, rate=rate)
@@ -245,7 +244,7 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
         "state",
     )
     for s in summaries:
-        name = Text(_printable(s.name))
+        name = Text(printable(s.name))
         if s.error is not None:
             table.add_row(name, *("",) * 5, Text("failed", "bold red"))
             continue
@@ -260,14 +259,14 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
         table.add_row(name, *map(str, numbers), state)
     console.print(table)
     for file in (file for s in summaries for file in s.files):
-        console.print(Text(f"wrote {_printable(file)}"), soft_wrap=True)
+        console.print(Text(f"wrote {printable(file)}"), soft_wrap=True)
     if sides := sum(s.sides_corrected for s in summaries):
         console.print(f"left and right were exchanged, and put right, in {sides} poses", highlight=False)
     for s in summaries:
         if s.error is not None:
             print_error(console, s.error)
         elif s.damage is not None:
-            damage = _printable(f"{s.name}: {s.damage}")
+            damage = printable(f"{s.name}: {s.damage}")
             console.print(Text.assemble(("damaged: ", "bold yellow"), damage), soft_wrap=True)
     if any(s.files for s in summaries):
         names = ", ".join(f"{i} {name}" for i, name in enumerate(estimator.keypoint_set.names))
@@ -278,8 +277,9 @@ def print_error(console: Console, message: str) -> None:
     """One line, whatever the names in it hold."""
     from rich.text import Text
 
-    console.print(Text.assemble(("error: ", "bold red"), _printable(message)), soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), printable(message)), soft_wrap=True)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Text for a terminal, whatever the names in it hold."""
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)

@@ -174,14 +174,17 @@ class OverlayImages:
         Raises:
             OutputError: it cannot be written, stands there already, or is one of the inputs.
         """
-        target = self.path / frame.name
-        if target.suffix.lower() not in _KEPT_SUFFIXES:
-            target = target.with_name(f"{target.name}.png")
+        target = self.path / overlay_name(frame.name)
         self._run.refuse_input(target)
         picture = draw_poses(frame.image, poses, self._run.style)
         _, data = cv2.imencode(target.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         with atomic_path(target, self._run.overwrite) as part, output_errors(target):
             part.write_bytes(data.tobytes())
+
+
+def overlay_name(image: str) -> str:
+    """The path of an image's overlay below the results' folder, of the image's own."""
+    return image if Path(image).suffix.lower() in _KEPT_SUFFIXES else f"{image}.png"
 
 
 def overlay_sink(folder: Path, stem: str, run: Run) -> OverlayVideo | OverlayImages:

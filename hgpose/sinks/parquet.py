@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hgpose.atomic import atomic_path, output_errors
 from hgpose.errors import OptionsError
 from hgpose.sinks.document import document_header
 from hgpose.sinks.file import FileSink
-from hgpose.sinks.record import Person, people, seconds
+from hgpose.sinks.record import Person, Run, people, seconds
 from hgpose.types import Frame, Poses
 
 #: Rows that are written together. More are read faster, and held in memory until they are written.
@@ -29,9 +30,17 @@ class ParquetSink(FileSink):
     and ``height`` after ``time_s``. The metadata's ``hgpose`` is the header of the JSON. Bytes of a file's
     name that are no text become U+FFFD.
 
+    Args:
+        path, run: as of :class:`FileSink`.
+        dataset: it is a part of a data set: all parts have the columns of an image set.
+
     Raises:
         OptionsError: pyarrow is not installed.
     """
+
+    def __init__(self, path: Path, run: Run, dataset: bool = False) -> None:
+        super().__init__(path, run)
+        self._has_names = run.is_image_set or dataset
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
@@ -40,7 +49,7 @@ class ParquetSink(FileSink):
         numbers = ["score", "x1", "y1", "x2", "y2"]
         numbers += [f"{n}_{v}" for n in self._run.keypoint_set.names for v in ("x", "y", "score")]
         columns = {"frame": whole, "time_s": number}
-        if self._run.is_image_set:
+        if self._has_names:
             columns |= {"name": text, "width": whole, "height": whole}
         columns |= {"person": whole} | dict.fromkeys(numbers, number)
         header = json.dumps(document_header(self._run))
@@ -48,7 +57,7 @@ class ParquetSink(FileSink):
         # Frame, width, height; time, person's values.
         self._integers = np.empty((_ROWS, 3), np.int64)
         self._floats = np.empty((_ROWS, 1 + len(numbers)))
-        self._names: list[str] = []
+        self._names: list[str | None] = []
         self._persons: list[int | None] = []
         with atomic_path(self.path, self._run.overwrite) as part:
             with output_errors(self.path):
@@ -83,8 +92,9 @@ class ParquetSink(FileSink):
                 points = [v for point in person["keypoints"] for v in point]
                 self._floats[row, 1:] = np.array([person["score"], *person["box"], *points], np.float64)
             self._persons.append(person["id"] if person is not None else None)
-            if self._run.is_image_set:
-                self._names.append(os.fsencode(frame.name).decode("utf-8", "replace"))
+            if self._has_names:
+                name = os.fsencode(frame.name).decode("utf-8", "replace")
+                self._names.append(name or None)
 
     def _flush(self) -> None:
         """Writes the rows that wait."""
@@ -93,7 +103,7 @@ class ParquetSink(FileSink):
         frames, widths, heights = self._integers[:rows].T
         times, *values = self._floats[:rows].T
         columns = [frames, times]
-        if self._run.is_image_set:
+        if self._has_names:
             columns += [self._names, widths, heights]
         columns += [self._persons, *values]
         arrays = [

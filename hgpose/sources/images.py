@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Self
 
@@ -114,14 +114,16 @@ def _is_image(path: Path, root: Path) -> bool:
 
 
 def _natural(paths: Iterator[Path]) -> list[Path]:
-    def key(path: Path) -> list[list[str | int]]:
-        # Splitting at digits alternates text and numbers, so like is compared with like.
-        return [
-            [int(piece) if i % 2 else piece.casefold() for i, piece in enumerate(re.split(r"(\d+)", part))]
-            for part in path.parts
-        ]
+    return sorted(sorted(paths), key=natural_key)
 
-    return sorted(sorted(paths), key=key)
+
+def natural_key(path: PurePath) -> list[list[str | int]]:
+    """Sorts ``img2`` before ``img10``."""
+    # Splitting at digits alternates text and numbers, so like is compared with like.
+    return [
+        [int(piece) if i % 2 else piece.casefold() for i, piece in enumerate(re.split(r"(\d+)", part))]
+        for part in path.parts
+    ]
 
 
 def describe_failures(failures: Sequence[tuple[str, str]], count: int | None) -> str | None:

@@ -26,6 +26,11 @@ from numpy.typing import NDArray
 from hgpose.errors import InputError, OptionsError
 from hgpose.types import Frame, SourceInfo
 
+#: What counts as a video inside a folder. A file given by name is tried whatever its suffix.
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
+    | {".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+)
 #: What ffmpeg may open while it reads a source of each scheme: the scheme itself and what it is
 #: made of, never a file. A local file comes through Python's own file object, so it needs nothing.
 _PROTOCOLS = {
