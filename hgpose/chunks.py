@@ -155,7 +155,7 @@ class Chunk:
         """What :meth:`encode` gave.
 
         Raises:
-            ValueError, KeyError, zipfile.BadZipFile: it is not that.
+            ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile: it is not that.
         """
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             a = {name: arrays[name] for name in arrays.files}
@@ -223,7 +223,7 @@ class ChunkStore:
             return None
         try:
             return Chunk.decode(data, self._keypoint_set)
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
             return None
 
     def numbers(self) -> set[int]:
