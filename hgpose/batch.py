@@ -23,7 +23,7 @@ import filelock
 
 from hgpose.atomic import output_errors
 from hgpose.chunks import ChunkStore, Grid
-from hgpose.errors import InputError, OptionsError, OutputError, WeightsError
+from hgpose.errors import InputError, OptionsError, OutputError
 from hgpose.inputs import Item, find_items
 from hgpose.keypoints import BODY19
 from hgpose.manifest import Origin, differences, origin, read_origin
@@ -328,8 +328,8 @@ def _work(
 
     def do(tasks: Sequence[Task]) -> None:
         for outcome in run(tasks) if tasks else ():
-            if outcome.fatal:
-                raise WeightsError(outcome.summary.error)
+            if outcome.fatal is not None:
+                raise outcome.fatal
             job = by_key[outcome.key]
             job.done.append(outcome.summary)
             job.left -= 1

@@ -92,12 +92,12 @@ class Outcome:
     Attributes:
         key: of the task.
         summary: of its frames.
-        fatal: no task can be done, ``summary`` has the reason.
+        fatal: why no task can be done at all.
     """
 
     key: str
     summary: Summary
-    fatal: bool = False
+    fatal: HgposeError | None = None
 
 
 def result_sinks(item: Item, kinds: Iterable[str], root: Path, what: Run) -> list[Sink]:
@@ -160,7 +160,7 @@ class Worker:
         try:
             self._estimator  # noqa: B018
         except HgposeError as error:
-            return Outcome(task.key, Summary(label, error=str(error)), fatal=True)
+            return Outcome(task.key, Summary(label), error)
         try:
             summary = self._do(task)
         except HgposeError as error:
