@@ -11,8 +11,10 @@ import logging
 import math
 import os
 import pickle
+import re
 import shutil
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,6 +52,8 @@ from hgpose.types import ModelInfo, SourceInfo
 WORK = ".hgpose/work"
 #: Where chunks of images wait in a workshop until their overlays are in place.
 _CHUNKS = ".chunks"
+#: The address of a Ray cluster, and how long to wait for it to answer.
+_HOST, _KNOCK_S = re.compile(r"(ray://)?(?P<name>[^/:]+):(?P<port>\d+)"), 5.0
 #: A task whose worker died is given to another so often.
 _ATTEMPTS = 2
 #: File systems take little longer names.
@@ -351,13 +355,15 @@ def _death(task: Task, code: int) -> str:
 
 
 class _Actor:
-    """A worker as Ray Data calls it: rows of pickled tasks into rows of pickled outcomes."""
+    """A worker as Ray Data calls it: a row with a pickled task into one with its pickled outcome."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._worker = Worker(setup)
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        return {"outcome": [pickle.dumps(self._worker(pickle.loads(task))) for task in rows["task"]]}
+        setup, task = pickle.loads(rows["task"][0])
+        self._worker = self._worker or Worker(setup)
+        return {"outcome": [pickle.dumps(self._worker(task))]}
 
 
 def begin_ray(address: str | None) -> None:
@@ -373,16 +379,17 @@ def begin_ray(address: str | None) -> None:
         import ray.data
     except ImportError:
         raise OptionsError("--engine ray needs a package: pip install 'hgpose[ray]'") from None
-    if not ray.is_initialized():
-        try:
-            ray.init(
-                address=address,
-                include_dashboard=False if address is None else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise OptionsError(f"--address {address}: cannot join that Ray cluster ({error})") from error
+    if ray.is_initialized():
+        return
+    # Not whatever a crashed program has left on this machine.
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        if host := _HOST.fullmatch(address):
+            # Ray itself would knock for minutes.
+            socket.create_connection((host["name"], int(host["port"])), _KNOCK_S).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError, OverflowError) as error:
+        raise OptionsError(f"--address {address}: no Ray cluster to join there ({error})") from error
 
 
 def ray_workers(how: EstimatorOptions, workers: int | None) -> tuple[int, int]:
@@ -403,16 +410,20 @@ def run_ray(tasks: Sequence[Task], setup: Setup, actors: int, gpus: int) -> Iter
     import ray
 
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    rows = [{"task": pickle.dumps(task)} for task in tasks]
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # The setup travels with each task: what an actor is made from could be lost with a node.
+    rows = [{"task": pickle.dumps((setup, task))} for task in tasks]
+    actors = min(actors, len(rows))
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Actor,
-        fn_constructor_args=(setup,),
         batch_size=1,
         num_cpus=1,
         num_gpus=gpus,
-        # A node that is lost must not be waited for.
-        concurrency=(1, min(actors, len(rows))),
+        # A node that is lost must not be waited for; tasks are long, so none waits at a busy actor.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=1
+        ),
     )
     for row in done.iter_rows():
         yield pickle.loads(row["outcome"])

@@ -649,17 +649,13 @@ def bar_cluster(folder: Path, images: int) -> None:
     seen: dict[str, int] = {}
 
     def report(progress: BatchProgress) -> None:
+        if not ray.is_initialized():
+            return
         alive = [n for n in ray.nodes() if n["Alive"]]
-        if progress.tasks_done >= 2 and "killed at" not in seen:
+        free = ray._private.state.available_resources_per_node().get(node.node_id, {})
+        at_work = free.get("CPU", 0) < 1
+        if progress.tasks_done >= 2 and at_work and "killed at" not in seen:
             seen["killed at"], seen["nodes before"] = progress.tasks_done, len(alive)
-            seen["actors there"] = (
-                sum(
-                    a["state"] == "ALIVE"
-                    for a in ray.util.state.list_actors(filters=[("node_id", "=", node.node_id)], detail=True)
-                )
-                if False
-                else -1
-            )
             cluster.remove_node(node, allow_graceful=False)
         seen["tasks"], seen["nodes after"] = progress.tasks, len(alive)
 
