@@ -22,7 +22,7 @@ import av
 import filelock
 
 from hgpose.atomic import output_errors
-from hgpose.chunks import ChunkStore, Grid
+from hgpose.chunks import IMAGES, ChunkStore, Grid
 from hgpose.errors import InputError, OptionsError, OutputError
 from hgpose.inputs import Item, find_items
 from hgpose.keypoints import BODY19
@@ -371,19 +371,21 @@ def _first_tasks(
         if count == 1 or (not job.item.is_set and len(missing) <= share):
             tasks.append(Task(job.item, job.key, job.origin, end=1 if job.item.is_set else None))
             continue
+        if job.item.is_set:
+            for number in missing:
+                files = job.item.files[number * IMAGES : (number + 1) * IMAGES]
+                part = replace(job.item, files=files)
+                tasks.append(Task(part, job.key, job.origin, number, number + 1, finish=False))
+            continue
         first = 0
         while first < len(missing):
             # Chunks in a row, so that what lies before them is decoded once.
-            most = 1 if job.item.is_set else share
             last = first
-            while last + 1 < min(len(missing), first + most) and missing[last + 1] == missing[last] + 1:
+            while last + 1 < min(len(missing), first + share) and missing[last + 1] == missing[last] + 1:
                 last += 1
-            end = missing[last] + 1
             # Nobody knows the length of a video before it is decoded.
-            open_end = end == count and not job.item.is_set
-            tasks.append(
-                Task(job.item, job.key, job.origin, missing[first], None if open_end else end, finish=False)
-            )
+            end = missing[last] + 1 if missing[last] + 1 < count else None
+            tasks.append(Task(job.item, job.key, job.origin, missing[first], end, finish=False))
             first = last + 1
     return tasks
 

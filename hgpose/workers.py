@@ -74,7 +74,7 @@ class Task:
     """A piece of work.
 
     Attributes:
-        item: what it is of.
+        item: what it is of; of a part of a set only the images of that part.
         key: name of the item's folder for chunks.
         origin: of the item.
         first, end: the chunks to put in store; ``end`` ``None``: to the end of the source.
@@ -187,17 +187,16 @@ class Worker:
             elif task.finish and chunk_count(item) > 1:
                 # The overlays were drawn when the pictures were there.
                 kinds = tuple(kind for kind in save if kind != "overlay")
-                summary = self._images(item, task, store, kinds, shop, pictures=False)
+                summary = self._images(item, task, store, kinds, shop)
             else:
                 kinds = save if task.finish else tuple(kind for kind in save if kind == "overlay")
-                files = item.files[task.first * IMAGES : None if task.end is None else task.end * IMAGES]
-                paths = stack.enter_context(local_files([location for location, _ in files]))
-                here = zip(map(str, paths), (name for _, name in files), strict=True)
+                paths = stack.enter_context(local_files(item.locations))
+                here = zip(map(str, paths), (name for _, name in item.files), strict=True)
                 item = replace(item, files=tuple(here))
                 if not task.finish:
                     # Once they are in store nobody asks for the overlays any more.
                     store = ChunkStore(Place.of(shop / _CHUNKS), self._estimator.keypoint_set, task.origin)
-                summary = self._images(item, task, store, kinds, shop, pictures="overlay" in kinds)
+                summary = self._images(item, task, store, kinds, shop)
             for name in results_of(item, kinds):
                 # An image that could not be read has no overlay.
                 if (shop / name).exists():
@@ -221,9 +220,7 @@ class Worker:
             sinks = partial(self._sinks, task.item, kinds, shop)
             return run_video(path, sinks, self._estimator, what, chunking)
 
-    def _images(
-        self, item: Item, task: Task, store: ChunkStore, kinds: Sequence[str], shop: Path, pictures: bool
-    ) -> Summary:
+    def _images(self, item: Item, task: Task, store: ChunkStore, kinds: Sequence[str], shop: Path) -> Summary:
         images = [(Path(location), name) for location, name in item.files]
         return run(
             ImageSource(images, item.source, task.first * IMAGES),
@@ -233,9 +230,9 @@ class Worker:
             chunking=Chunking(
                 store=store,
                 first=task.first,
-                end=chunk_count(task.item) if task.end is None else task.end,
+                end=chunk_count(item) if task.end is None else task.end,
                 partial=not task.finish,
-                pictures=pictures or not task.finish,
+                pictures="overlay" in kinds or not task.finish,
             ),
         )
 
