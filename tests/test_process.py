@@ -555,3 +555,91 @@ def test_memory_does_not_grow_with_length(tmp_path: Path, estimator: Estimator) 
     after_1000, at_the_end = map(int, done.stdout.split())
     assert len(read_csv(tmp_path / "out" / "long.csv")) == 10_000
     assert at_the_end <= 1.05 * after_1000
+
+
+# ---- interrupted and resumed ----
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.fixture
+def following(estimator: Estimator) -> Estimator:
+    """With 25 frames/s and people who may be away for 5 frames, 30 overlap and a chunk has 60."""
+    estimator = Estimator(
+        estimator.detector, estimator.crops, replace(estimator.options, track=True, lost_s=0.2)
+    )
+    return estimator
+
+
+RESUMABLE = VideoOptions(save=("overlay", "csv", "json"), chunk_s=1.0)
+
+
+def interrupt(clip: Path, out: Path, estimator: Estimator, options: VideoOptions, after: int) -> None:
+    def report(summary: Any, count: int | None) -> None:
+        if summary.frames >= after:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        process_video(clip, out, estimator, options, report)
+
+
+@pytest.mark.parametrize("save", [("overlay", "csv", "json"), ("csv", "trc")], ids=["drawn", "undrawn"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_resumed_run_is_as_one_that_was_not_interrupted(
+    save: tuple[str, ...], every: int, tmp_path: Path, following: Estimator
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=320, audio=True)
+    options = replace(RESUMABLE, save=save, every=every, start_s=0.2)
+    whole = process_video(clip, tmp_path / "whole", following, options)
+    out = tmp_path / "out"
+    for after in (70, 130):
+        interrupt(clip, out, following, replace(options, resume=after > 70), after)
+    resumed = process_video(clip, out, following, replace(options, resume=True))
+    assert 0 < resumed.detections < whole.detections, "whole chunks are not computed again"
+    assert resumed.frames == whole.frames
+    assert files(out) == files(tmp_path / "whole")
+    for name in files(out):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_without_resume_it_begins_anew(tmp_path: Path, following: Estimator) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=150)
+    interrupt(clip, tmp_path / "out", following, RESUMABLE, 70)
+    assert files(tmp_path / "out")
+    summary = process_video(clip, tmp_path / "out", following, RESUMABLE)
+    assert summary.detections >= 150
+    assert files(tmp_path / "out") == {"clip.mp4", "clip.csv", "clip.json"}
+
+
+def test_what_changed_is_not_resumed(tmp_path: Path, following: Estimator) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=150)
+    interrupt(clip, tmp_path / "out", following, RESUMABLE, 70)
+    other = replace(RESUMABLE, resume=True, detect_every=3)
+    with pytest.raises(InputError, match="detect_every was 10, is 3"):
+        process_video(clip, tmp_path / "out", following, other)
+    write_clip(clip, frames=151)
+    with pytest.raises(InputError, match=r"clip\.mp4.*another input"):
+        process_video(clip, tmp_path / "out", following, replace(RESUMABLE, resume=True))
+    # What is written may change: keypoints do not.
+    interrupt(clip, tmp_path / "out", following, RESUMABLE, 70)
+    other = replace(RESUMABLE, resume=True, save=("csv",))
+    assert process_video(clip, tmp_path / "out", following, other).frames == 151
+    assert files(tmp_path / "out") == {"clip.csv"}
+
+
+def test_with_nothing_to_resume_files_are_safe(tmp_path: Path, following: Estimator) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=5)
+    process_video(clip, tmp_path / "out", following, RESUMABLE)
+    with pytest.raises(OutputError, match="already exists"):
+        process_video(clip, tmp_path / "out", following, replace(RESUMABLE, resume=True))
+
+
+def test_streams_and_heatmaps_are_not_resumed(tmp_path: Path, following: Estimator) -> None:
+    resume = VideoOptions(resume=True)
+    with pytest.raises(InputError, match="stream"):
+        process_video("-", tmp_path, following, resume)
+    drawn = Estimator(following.detector, following.crops, replace(following.options, heatmaps=True))
+    with pytest.raises(OptionsError, match="heatmaps"):
+        process_video("clip.mp4", tmp_path, drawn, resume)
