@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from hgpose.detect import GivenBoxes, PersonDetector, WholeFrame, iou, read_boxes, suppress
 from hgpose.errors import InputError
