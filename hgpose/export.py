@@ -1,7 +1,8 @@
 """Networks as files for other runtimes: ONNX and TorchScript.
 
 The exported network takes ``images``, ``(N, 3, S, S)`` float32, colours in the order and normalised
-as its card says (N is free, S is the card's ``input_px``; ONNX takes other sides too). A pose network answers with ``maps``, the last stack's raw maps
+as its card says (N is free, S is the card's ``input_px``; ONNX takes other sides that the network
+takes). A pose network answers with ``maps``, the last stack's raw maps
 ``(N, K, S/4, S/4)``; the person finder with ``centres`` and ``distances``, as
 :meth:`hgpose.models.finder.PersonFinder.forward`. The card goes into the file, as ``card``.
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ def to_onnx(model: nn.Module, card: Card) -> bytes:
         torch.onnx.export(
             _Inference(model).eval(),
             (torch.zeros(2, 3, card.input_px, card.input_px),),
-            file,
+            cast(Any, file),
             input_names=["images"],
             output_names=names,
             dynamic_axes={"images": {0: "n", 2: "h", 3: "w"}},

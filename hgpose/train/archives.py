@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,23 +65,25 @@ def load_people(
             outside its image, no person with keypoints, heads of other people.
         OptionsError: there is no such split, or ``heads`` goes with another kind of file.
     """
-    if path.suffix.lower() == ".mat" and split == "valid" and heads is None:
-        path, split, heads = _valid_json(path), None, path
     kind, content = _open_mat(path) if path.suffix.lower() == ".mat" else _open_json(path)
     if split is not None and split not in kind.splits:
         have = f"it has {' and '.join(kind.splits)}" if kind.splits else "it is not split"
         raise OptionsError(f"{path}: no split {split!r}: {have}")
     find = ImageFinder(path, folders)
+    boxes = None if heads is None else (heads, _read_mat(heads))
     if heads is not None and kind.people is not _mpii_json:
         raise OptionsError(f"--heads goes with MPII's list of people (valid.json), which {path} is not")
+    if split == "valid":
+        path, boxes = _valid_json(path), (path, {"RELEASE": content})
+        kind, content = _open_json(path)
     if kind.people is None:
         return pose_set_from_coco(content, path, find, keypoints)
     try:
         people = list(kind.people(content, split or "train"))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: malformed ({type(error).__name__}: {error})") from error
-    if heads is not None:
-        people = _with_heads(people, heads, path)
+    if boxes is not None:
+        people = _with_heads(people, path, *boxes)
     ids = {name: i + 1 for i, name in enumerate(dict.fromkeys(name for name, _ in people))}
     sizes = {name: _size_wh(find(name)) for name in ids}
     document = {
@@ -224,8 +227,6 @@ def _mpii_json(people: list[dict[str, Any]], split: str) -> Iterator[_Person]:
 
 def _valid_json(mat: Path) -> Path:
     """The list of validation people that belongs to MPII's archive ``mat``."""
-    if "RELEASE" not in _read_mat(mat):
-        raise OptionsError(f"{mat}: no split 'valid': it is not MPII's")
     for place in (mat.parent / "valid.json", mat.parent / "annot" / "valid.json"):
         if place.is_file():
             return place
@@ -235,18 +236,14 @@ def _valid_json(mat: Path) -> Path:
     )
 
 
-def _with_heads(people: list[_Person], heads: Path, path: Path) -> list[_Person]:
+def _with_heads(people: list[_Person], path: Path, heads: Path, content: dict[str, Any]) -> list[_Person]:
     """The people of MPII's list ``path`` with the sizes of their heads, from one of two kinds of file."""
-    content = _read_mat(heads)
     try:
         if "RELEASE" in content:
             on_image: dict[str, list[dict[str, Any]]] = {}
             for name, person in _mpii_mat(content["RELEASE"], "train"):
                 on_image.setdefault(name, []).append(person)
-            found = [
-                min(on_image.get(name, [{}]), key=lambda known, person=person: _apart_px(known, person))
-                for name, person in people
-            ]
+            found = [min(on_image.get(name, [{}]), key=partial(_apart_px, person)) for name, person in people]
         elif "headboxes_src" in content:
             found = list(_tompson(content))
         else:
@@ -260,7 +257,7 @@ def _with_heads(people: list[_Person], heads: Path, path: Path) -> list[_Person]
     for i, ((name, person), known) in enumerate(zip(people, found, strict=True)):
         if not _apart_px(known, person) <= _SAME_PERSON_PX:
             raise InputError(f"{heads}: person {i + 1} of {path}, on {name}, is not in it: not the same set")
-    # Labels as in the archive would also say who is occluded, but published scores ask nothing of that.
+    # Tompson's labels are those that published scores are counted by.
     kept = ("keypoints", "head_size") if "headboxes_src" in content else ("head_size",)
     return [
         (name, person | {key: known[key] for key in kept if key in known})
