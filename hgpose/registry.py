@@ -169,9 +169,6 @@ def _is_whole(path: Path) -> bool:
 def _fetch(wanted: Published, path: Path, progress: Progress | None) -> None:
     if os.environ.get("HGPOSE_OFFLINE", "0") not in {"", "0"}:
         raise WeightsError(f"{wanted.name}: HGPOSE_OFFLINE is set; {_by_hand(wanted)}")
-    part = path.with_name(wanted.file + ".part")
-    resumed = part.exists() and part.stat().st_size > 0
-    _download(wanted, part, progress)
     pin = path.with_name(wanted.file + ".sha256")
     expected = wanted.sha256
     if pin.is_file():
@@ -181,6 +178,9 @@ def _fetch(wanted: Published, path: Path, progress: Progress | None) -> None:
                 f"{pin}: holds no SHA-256, so the download cannot be compared with the earlier one; delete "
                 "it to trust the beginning that the authors publish"
             )
+    part = path.with_name(wanted.file + ".part")
+    resumed = part.exists() and part.stat().st_size > 0
+    _download(wanted, part, progress)
     digest = _sha256(part)
     if not digest.startswith(expected):
         part.unlink()
