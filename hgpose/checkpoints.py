@@ -359,6 +359,7 @@ _MMPOSE = {
     r"\.second\.(conv|bn)\.": r".\g<1>2.",
     r"\.skip\.conv\.": ".downsample.0.",
     r"\.skip\.bn\.": ".downsample.1.",
+    r"^between\.": "backbone.inters.0.",
     r"^feature\.": "backbone.out_convs.0.",
 }
 
@@ -369,9 +370,7 @@ def _mmpose(tensors: Mapping[str, Tensor]) -> _Reading:
     score = f"{head}.multi_final_layers.0"
     architecture = {"kind": "hourglass52", "outputs": tensors[f"{score}.weight"].shape[0]}
     rules = {**_MMPOSE, r"^score": score}
-    # Between this stack and a next one, which there is not.
-    unused = re.compile(r"backbone\.inters\.0\.")
-    return "mmpose", architecture, lambda key: _substitute(rules, key), unused
+    return "mmpose", architecture, lambda key: _substitute(rules, key), _NOTHING
 
 
 #: By a tensor that only this layout has.

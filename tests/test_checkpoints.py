@@ -23,6 +23,7 @@ from hgpose.errors import OptionsError, OutputError, WeightsError
 from hgpose.estimate import CropEstimator
 from hgpose.geometry import heatmap_to_crop
 from hgpose.keypoints import COCO17, MPII16
+from hgpose.models.hourglass import StackedHourglass
 from hgpose.network import Network
 from hgpose.train.datasets import PoseSet
 from hgpose.train.evaluate import pose_scores
@@ -46,6 +47,13 @@ def maps_of(out: Path, image: Tensor) -> list[Tensor]:
     with torch.no_grad():
         found: list[Tensor] = network(image)
     return found
+
+
+@pytest.mark.parametrize(("stacks", "millions"), [(1, "3.43"), (2, "6.57"), (8, "25.43")])
+def test_published_sizes_of_our_network(stacks: int, millions: str) -> None:
+    with torch.device("meta"):
+        network = StackedHourglass(16, stacks, 256)
+    assert f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f}" == millions
 
 
 def test_published_sizes() -> None:
