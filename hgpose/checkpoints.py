@@ -25,7 +25,7 @@ from hgpose.errors import OptionsError, OutputError, WeightsError
 from hgpose.keypoints import COCO17, MPII16
 from hgpose.models import build_model
 from hgpose.models.hourglass52 import Hourglass52
-from hgpose.weights import Card, save_weights
+from hgpose.weights import MAX_INPUT_PX, Card, save_weights
 
 #: Pooling steps in an hourglass of family A; no public one has another depth.
 _DEPTH = 4
@@ -118,8 +118,10 @@ def convert(
     if chosen != found and {chosen, found} != {"bearpaw", "fpd"}:
         raise OptionsError(f"{file}: its layout is {found}, not {chosen}; leave out --layout")
     stride = _STRIDES_PX[architecture["kind"]]
-    if input_px <= 0 or input_px % stride:
-        raise OptionsError(f"--size must be a multiple of {stride} for {file}, not {input_px}")
+    if not 0 < input_px <= MAX_INPUT_PX or input_px % stride:
+        raise OptionsError(
+            f"--size must be a multiple of {stride} up to {MAX_INPUT_PX} for {file}, not {input_px}"
+        )
     outputs = architecture["outputs"]
     if outputs not in _SETS:
         known = ", ".join(f"{n} ({name})" for n, name in _SETS.items())
@@ -220,8 +222,12 @@ def rename(tensors: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor]
             try:
                 layout, architecture, theirs, unused = reader(tensors)
                 break
-            except (KeyError, IndexError) as error:
+            except KeyError as error:
                 raise WeightsError(f"{file}: the tensor {error} is missing") from error
+            except IndexError as error:
+                raise WeightsError(
+                    f"{file}: a kernel that tells the network's width is a single number: damaged"
+                ) from error
     else:
         raise WeightsError(
             f"{file}: of no known layout (bearpaw, anibali, princeton-vl, FPD, MMPose hourglass52); its "

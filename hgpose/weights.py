@@ -27,6 +27,8 @@ from hgpose.models import build_model
 #: The weights used when nobody names others.
 DEFAULT_POSE = "pose-body19"
 DEFAULT_FINDER = "person"
+#: No network is fed with larger squares; memory grows with their area.
+MAX_INPUT_PX = 4096
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _wrong_fields(card: Card) -> list[str]:
         "name": isinstance(card.name, str),
         "task": card.task in ("pose", "person"),
         "architecture": isinstance(card.architecture, dict),
-        "input_px": type(card.input_px) is int and card.input_px > 0,
+        "input_px": type(card.input_px) is int and 0 < card.input_px <= MAX_INPUT_PX,
         "mean": len(card.mean) == 3 and all(isinstance(v, numbers) for v in card.mean),
         "std": len(card.std) == 3 and all(isinstance(v, numbers) and v > 0 for v in card.std),
         "channels": card.channels in ("rgb", "bgr"),

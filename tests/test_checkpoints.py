@@ -189,6 +189,7 @@ def without(state: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
             lambda a, p: a | {"fc.0.0.weight": torch.zeros(3, 3)},
             r"fc\.0\.0\.weight \(3, 3\) instead of \(32",
         ),
+        (lambda a, p: a | {"score.0.weight": torch.tensor(1.0)}, "width is a single number"),
         (lambda a, p: {"encoder.weight": torch.zeros(2)}, r"of no known layout .* encoder\.weight"),
         (lambda a, p: {}, "holds no state dict"),
         (lambda a, p: [1, 2], "holds no state dict"),
@@ -210,7 +211,7 @@ def test_wrong_wishes(tmp_path: Path) -> None:
         convert(file, tmp_path / "ours.safetensors", layout="bearpaw")
     with pytest.raises(OptionsError, match="one of bearpaw, princeton, fpd, mmpose, not 'keras'"):
         convert(file, tmp_path / "ours.safetensors", layout="keras")
-    for size in (100, 0, -64):
+    for size in (100, 0, -64, 2**40):
         with pytest.raises(OptionsError, match=rf"--size must be a multiple of 64 .*not {size}"):
             convert(file, tmp_path / "ours.safetensors", size)
     assert not (tmp_path / "ours.safetensors").exists()

@@ -73,7 +73,9 @@ def fetch_weights(name: Name) -> None:
     from hgpose.registry import fetch
 
     console = Console(stderr=True)
-    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console) as bar:
+    with Progress(
+        BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True
+    ) as bar:
         task = bar.add_task(name, total=None)
         path = fetch(name, lambda here, total: bar.update(task, completed=here, total=total))
     typer.echo(path)
