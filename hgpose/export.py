@@ -124,7 +124,7 @@ def to_onnx(model: nn.Module, card: Card) -> bytes:
             input_names=["images"],
             output_names=names,
             dynamic_axes={"images": {0: "n", 2: "h", 3: "w"}},
-            # The newer exporter takes half a minute for what this one does in two seconds.
+            # The newer exporter takes some thirty times as long, and this runs at every start of the backend.
             dynamo=False,
         )
     program = onnx.load_from_string(file.getvalue())
