@@ -90,11 +90,14 @@ class CropEstimator:
         return (straight + heatmaps.flip(mirrored, order, shift)) / 2
 
     def _read(self, maps: Tensor) -> Tensor:
-        return maps.float() if self.card.decoding == "peak" else heatmaps.probabilities(maps)
+        return heatmaps.probabilities(maps) if self.card.decoding == "softmax" else maps.float()
 
     def _decode(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        if self.card.decoding == "peak":
-            return heatmaps.decode_peak(maps, self.card.refine_from, self.card.offset_cells)
+        card = self.card
+        if card.decoding == "peak":
+            return heatmaps.decode_peak(maps, card.refine_from, card.offset_cells, card.empty_cell)
+        if card.decoding == "princeton":
+            return heatmaps.decode_princeton(maps)
         return heatmaps.decode(maps)
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hgpose.device import half_pays, has_fast_bfloat16
 from hgpose.errors import OptionsError
+from hgpose.export import onnx_session, to_onnx
 from hgpose.geometry import CropPart, CropTransform
 from hgpose.models.hourglass import fold_batch_norms
 from hgpose.weights import Card
@@ -30,10 +31,10 @@ class Network:
         device: where it runs.
         half: bfloat16, or float16 on GPUs without it, for the network's inside; results stay float32.
             ``None``: where it is faster.
-        backend: what computes, ``torch`` or, on a CPU, ``openvino``.
+        backend: what computes, ``torch`` or, on a CPU, ``onnx`` (ONNX Runtime, float32) or ``openvino``.
 
     Raises:
-        OptionsError: OpenVINO is not installed, or the device is no CPU.
+        OptionsError: the backend is not installed, or cannot do what is asked.
     """
 
     def __init__(
@@ -44,12 +45,18 @@ class Network:
         half: bool | None = None,
         backend: str = "torch",
     ) -> None:
+        if backend != "torch" and device.type != "cpu":
+            raise OptionsError(f"--backend {backend} computes on the CPU, not on {device}: add --device cpu")
+        if backend == "onnx" and half:
+            raise OptionsError("--backend onnx has no half precision: leave out --half")
         fold_batch_norms(model)
         self.card, self.device = card, device
-        self.half = half_pays(device) if half is None else half
+        self.half = half_pays(device) and backend != "onnx" if half is None else half
         self._compute: Callable[[Tensor], Any]
-        if backend == "openvino":
-            self._compute = _openvino(model, device, self.half)
+        if backend == "onnx":
+            self._compute = onnx_session(to_onnx(model, card))
+        elif backend == "openvino":
+            self._compute = _openvino(model, self.half)
         else:
             self._compute = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # (x / 255 - mean) / std as one multiplication and one addition.
@@ -65,6 +72,8 @@ class Network:
 
     def __call__(self, crops: Tensor) -> Any:
         """The network's raw output, on the device, of crops as :func:`warp` makes them."""
+        if self.card.channels == "bgr":
+            crops = crops.flip(1)
         with torch.inference_mode(), self._precision():
             return self._compute(crops * self._gain + self._bias)
 
@@ -117,10 +126,8 @@ def sample(image: Tensor, part: CropPart, grid: Tensor) -> Tensor:
     return F.grid_sample(window, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
 
 
-def _openvino(model: nn.Module, device: torch.device, half: bool) -> Callable[[Tensor], list[Tensor]]:
+def _openvino(model: nn.Module, half: bool) -> Callable[[Tensor], list[Tensor]]:
     """The network compiled by OpenVINO: from ``(N, 3, H, W)`` float32 to the list of its outputs."""
-    if device.type != "cpu":
-        raise OptionsError(f"--backend openvino computes on the CPU, not on {device}: add --device cpu")
     try:
         openvino = importlib.import_module("openvino")
     except ImportError:
@@ -129,8 +136,11 @@ def _openvino(model: nn.Module, device: torch.device, half: bool) -> Callable[[T
         # Its reader of PyTorch models warns of its own way of tracing.
         warnings.simplefilter("ignore")
         converted = openvino.convert_model(model, example_input=torch.zeros(2, 3, 128, 256))
-    precision = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
-    compiled = openvino.compile_model(converted, "CPU", precision)
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = openvino.compile_model(converted, "CPU", settings)
 
     def compute(pixels: Tensor) -> list[Tensor]:
         answers = compiled(pixels.contiguous().numpy())
