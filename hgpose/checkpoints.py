@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hgpose.errors import OutputError, WeightsError
+from hgpose.errors import OptionsError, OutputError, WeightsError
 from hgpose.keypoints import COCO17, MPII16
 from hgpose.models import build_model
 from hgpose.models.hourglass52 import Hourglass52
-from hgpose.weights import Card, save_weights
+from hgpose.weights import MAX_INPUT_PX, Card, save_weights
 
 #: Pooling steps in an hourglass of family A; no public one has another depth.
 _DEPTH = 4
@@ -55,21 +56,25 @@ class Layout:
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 #: How Microsoft's simple baselines decode, and after them FPD and MMPose.
 _BASELINE = {"decoding": "peak", "refine_from": 2, "offset_cells": -0.375, "shift_heatmap": True}
-_ORIGINAL = {"decoding": "peak", "refine_from": 1, "offset_cells": 0.0, "shift_heatmap": False}
 
 #: By the name that :func:`convert` takes.
 LAYOUTS = {
     "bearpaw": Layout(
         "bearpaw/pytorch-pose, anibali/pytorch-stacked-hourglass",
         "GPL-3.0",
-        {"mean": (0.4404, 0.4440, 0.4327), "std": (1.0, 1.0, 1.0), **_ORIGINAL},
+        {"mean": (0.4404, 0.4440, 0.4327), "std": (1.0, 1.0, 1.0), "decoding": "peak"},
     ),
     "princeton": Layout(
         "princeton-vl/pytorch_stacked_hourglass",
         "BSD-3-Clause",
-        {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **_ORIGINAL},
+        {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "decoding": "princeton"},
     ),
-    "fpd": Layout("ilovepose/fast-human-pose-estimation.pytorch", "MIT", {**_IMAGENET, **_BASELINE}),
+    "fpd": Layout(
+        "ilovepose/fast-human-pose-estimation.pytorch",
+        "MIT",
+        # Its configurations train on OpenCV's blue, green, red and take ImageNet's numbers in this order.
+        {**_IMAGENET, "channels": "bgr", **_BASELINE, "empty_cell": 0},
+    ),
     "mmpose": Layout("open-mmlab/mmpose", "Apache-2.0", {**_IMAGENET, **_BASELINE}),
 }
 
@@ -101,17 +106,22 @@ def convert(
     Raises:
         WeightsError: unreadable, holding more than tensors, of no known layout, or with tensors missing or
             too many; the message lists them.
+        OptionsError: the layout is unknown or not that of the file, or the input's side does not fit.
         OutputError: ``out`` cannot be written.
     """
+    if layout is not None and layout not in LAYOUTS:
+        raise OptionsError(f"--layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
     if not overwrite and (taken := next((p for p in (out, out.with_suffix(".json")) if p.exists()), None)):
         raise OutputError(f"{taken}: exists already; add --overwrite to replace it, or choose another name")
     state, architecture, found = rename(read_tensors(file), file)
     chosen = layout or found
     if chosen != found and {chosen, found} != {"bearpaw", "fpd"}:
-        raise WeightsError(f"{file}: its layout is {found}, not {chosen}")
+        raise OptionsError(f"{file}: its layout is {found}, not {chosen}; leave out --layout")
     stride = _STRIDES_PX[architecture["kind"]]
-    if input_px <= 0 or input_px % stride:
-        raise WeightsError(f"{file}: the input's side must be a multiple of {stride} px, not {input_px}")
+    if not 0 < input_px <= MAX_INPUT_PX or input_px % stride:
+        raise OptionsError(
+            f"--size must be a multiple of {stride} up to {MAX_INPUT_PX} for {file}, not {input_px}"
+        )
     outputs = architecture["outputs"]
     if outputs not in _SETS:
         known = ", ".join(f"{n} ({name})" for n, name in _SETS.items())
@@ -141,6 +151,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         WeightsError: missing, damaged, holding other things, or without tensors.
     """
     try:
+        _check_sums(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{file}: no such file") from None
@@ -178,6 +189,20 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in tensors.items()}
 
 
+def _check_sums(file: Path) -> None:
+    """Compares the parts of a zip archive with the sums in it, which PyTorch does not do.
+
+    Raises:
+        zipfile.BadZipFile: a part is damaged. Files of PyTorch before 1.6 are no archives and have no sums.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        # PyTorch can be told to leave the sums out; then all are 0.
+        if any(part.CRC for part in archive.infolist()) and (bad := archive.testzip()):
+            raise zipfile.BadZipFile(bad)
+
+
 def rename(tensors: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Public tensors under our names.
 
@@ -197,8 +222,12 @@ def rename(tensors: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor]
             try:
                 layout, architecture, theirs, unused = reader(tensors)
                 break
-            except (KeyError, IndexError) as error:
+            except KeyError as error:
                 raise WeightsError(f"{file}: the tensor {error} is missing") from error
+            except IndexError as error:
+                raise WeightsError(
+                    f"{file}: a kernel that tells the network's width is a single number: damaged"
+                ) from error
     else:
         raise WeightsError(
             f"{file}: of no known layout (bearpaw, anibali, princeton-vl, FPD, MMPose hourglass52); its "
@@ -336,6 +365,7 @@ _MMPOSE = {
     r"\.second\.(conv|bn)\.": r".\g<1>2.",
     r"\.skip\.conv\.": ".downsample.0.",
     r"\.skip\.bn\.": ".downsample.1.",
+    r"^between\.": "backbone.inters.0.",
     r"^feature\.": "backbone.out_convs.0.",
 }
 
@@ -346,9 +376,7 @@ def _mmpose(tensors: Mapping[str, Tensor]) -> _Reading:
     score = f"{head}.multi_final_layers.0"
     architecture = {"kind": "hourglass52", "outputs": tensors[f"{score}.weight"].shape[0]}
     rules = {**_MMPOSE, r"^score": score}
-    # Between this stack and a next one, which there is not.
-    unused = re.compile(r"backbone\.inters\.0\.")
-    return "mmpose", architecture, lambda key: _substitute(rules, key), unused
+    return "mmpose", architecture, lambda key: _substitute(rules, key), _NOTHING
 
 
 #: By a tensor that only this layout has.

@@ -1,7 +1,8 @@
 """Networks as files for other runtimes: ONNX and TorchScript.
 
-The exported network takes ``images``, ``(N, 3, S, S)`` float32, normalised RGB as its card says (N is
-free, S is the card's ``input_px``). A pose network answers with ``maps``, the last stack's raw maps
+The exported network takes ``images``, ``(N, 3, S, S)`` float32, colours in the order and normalised
+as its card says (N is free, S is the card's ``input_px``; ONNX takes other sides that the network
+takes). A pose network answers with ``maps``, the last stack's raw maps
 ``(N, K, S/4, S/4)``; the person finder with ``centres`` and ``distances``, as
 :meth:`hgpose.models.finder.PersonFinder.forward`. The card goes into the file, as ``card``.
 """
@@ -9,6 +10,7 @@ free, S is the card's ``input_px``). A pose network answers with ``maps``, the l
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import warnings
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ _TOLERANCE = 1e-4
 
 
 class _Inference(nn.Module):
-    """What inference needs of a network: the last stack only."""
+    """What inference needs of a network: the last stack only. Taking it twice changes nothing."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -98,28 +100,66 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _onnx(network: nn.Module, card: Card, trial: Tensor, path: Path) -> list[Tensor]:
-    """Writes ONNX; returns what ONNX Runtime answers to ``trial``."""
+def to_onnx(model: nn.Module, card: Card) -> bytes:
+    """A network as an ONNX file that takes ``(N, 3, H, W)`` of any size that the network takes.
+
+    Args:
+        model: in evaluation mode, its batch normalisations folded.
+        card: which goes into the file.
+
+    Raises:
+        OptionsError: the package is not installed.
+    """
+    try:
+        onnx = importlib.import_module("onnx")
+    except ImportError as error:
+        raise OptionsError(f"ONNX needs {error.name}: pip install 'hgpose[onnx]'") from error
+    names = ["maps"] if card.task == "pose" else ["centres", "distances"]
+    file = io.BytesIO()
+    with _quiet():
+        torch.onnx.export(
+            _Inference(model).eval(),
+            (torch.zeros(2, 3, card.input_px, card.input_px),),
+            cast(Any, file),
+            input_names=["images"],
+            output_names=names,
+            dynamic_axes={"images": {0: "n", 2: "h", 3: "w"}},
+            # The newer exporter takes some thirty times as long, and this runs at every start of the backend.
+            dynamo=False,
+        )
+    program = onnx.load_from_string(file.getvalue())
+    onnx.helper.set_model_props(program, {"card": json.dumps(asdict(card), ensure_ascii=False)})
+    data: bytes = program.SerializeToString()
+    return data
+
+
+def onnx_session(data: bytes) -> Callable[[Tensor], list[Tensor]]:
+    """An ONNX file run by ONNX Runtime on the CPU: from ``images`` to the list of its outputs.
+
+    Raises:
+        OptionsError: the package is not installed.
+    """
     try:
         runtime = importlib.import_module("onnxruntime")
-        importlib.import_module("onnxscript")
     except ImportError as error:
-        raise OptionsError(f"--to onnx needs {error.name}: pip install 'hgpose[onnx]'") from error
-    names = ["maps"] if card.task == "pose" else ["centres", "distances"]
-    program = torch.onnx.export(
-        network,
-        (trial[:2],),
-        input_names=["images"],
-        output_names=names,
-        dynamic_shapes=({0: torch.export.Dim("n")},),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    program.model.metadata_props["card"] = json.dumps(asdict(card), ensure_ascii=False)
-    program.save(path, external_data=False)
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(answer) for answer in session.run(None, {"images": trial.numpy()})]
+        raise OptionsError(f"ONNX needs {error.name}: pip install 'hgpose[onnx]'") from error
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that spin while they wait take the time of decoder and encoder.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def compute(images: Tensor) -> list[Tensor]:
+        answers = session.run(None, {"images": images.contiguous().numpy()})
+        return [torch.from_numpy(answer) for answer in answers]
+
+    return compute
+
+
+def _onnx(network: nn.Module, card: Card, trial: Tensor, path: Path) -> list[Tensor]:
+    """Writes ONNX; returns what ONNX Runtime answers to ``trial``."""
+    path.write_bytes(to_onnx(network, card))
+    return onnx_session(path.read_bytes())(trial)
 
 
 def _torchscript(network: nn.Module, card: Card, trial: Tensor, path: Path) -> list[Tensor]:

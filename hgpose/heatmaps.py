@@ -108,11 +108,13 @@ def decode(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     return points, score.clamp(0, 1)
 
 
-def decode_peak(heatmaps: Tensor, refine_from: int, offset_cells: float) -> tuple[Tensor, Tensor]:
-    """Peak position and score as the published hourglasses read their maps, which are no probabilities.
+def decode_peak(
+    heatmaps: Tensor, refine_from: int, offset_cells: float, empty_cell: int = -1
+) -> tuple[Tensor, Tensor]:
+    """Peak position and score as most published hourglasses read their maps, which are no probabilities.
 
-    The highest cell, a quarter of a cell towards the higher one of its two neighbours in x, and in y.
-    Where a map is positive nowhere it names no cell: the published code then says cell (-1, -1).
+    The highest cell (of equals the first in reading order), a quarter of a cell towards the higher one of
+    its two neighbours in x, and in y.
 
     The published families count in other frames than :mod:`hgpose.geometry`, in which the middle of
     cell h lies at heatmap px h and at crop px 4 h + 1.5:
@@ -128,6 +130,7 @@ def decode_peak(heatmaps: Tensor, refine_from: int, offset_cells: float) -> tupl
         refine_from: a peak is refined in both directions, or in none if its x or y is below this or in
             the last column or row.
         offset_cells: from the middle of a cell to where a peak in it means the joint to be.
+        empty_cell: x and y of the cell that is named where a map is positive nowhere.
 
     Returns:
         points ``(N, K, 2)`` float32 heatmap px, scores ``(N, K)`` float32: the highest value, in [0, 1].
@@ -145,5 +148,32 @@ def decode_peak(heatmaps: Tensor, refine_from: int, offset_cells: float) -> tupl
         return 0.25 * (after - before).sign() * inside
 
     points = torch.stack([x + higher_side(1), y + higher_side(w)], dim=-1)
-    points = torch.where((value > 0)[..., None], points, -1.0) + offset_cells
+    points = torch.where((value > 0)[..., None], points, float(empty_cell)) + offset_cells
+    return points, value.clamp(0, 1)
+
+
+def decode_princeton(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Peak position and score as princeton-vl/pytorch_stacked_hourglass reads its maps.
+
+    As :func:`decode_peak` for family A, but maps are cut off at 1 first; every peak is refined, at the
+    border against the border's own cell; and neighbours of the same height count as "before". Where a map
+    is positive nowhere it names cell (0, 0), of which that code then takes the corner, not the middle.
+
+    Args:
+        heatmaps: ``(N, K, h, w)`` raw maps.
+
+    Returns:
+        points ``(N, K, 2)`` float32 heatmap px, scores ``(N, K)`` float32: the highest value, in [0, 1].
+    """
+    h, w = heatmaps.shape[2:]
+    flat = heatmaps.float().clamp(max=1).flatten(2)
+    value, peak = flat.amax(-1), flat.argmax(-1)
+    x, y = peak % w, torch.div(peak, w, rounding_mode="floor")
+
+    def at(x: Tensor, y: Tensor) -> Tensor:
+        return flat.gather(2, (y.clamp(0, h - 1) * w + x.clamp(0, w - 1))[..., None])[..., 0]
+
+    dx = torch.where(at(x + 1, y) > at(x - 1, y), 0.25, -0.25)
+    dy = torch.where(at(x, y + 1) > at(x, y - 1), 0.25, -0.25)
+    points = torch.where((value > 0)[..., None], torch.stack([x + dx, y + dy], dim=-1), -0.5)
     return points, value.clamp(0, 1)

@@ -85,7 +85,7 @@ class EstimatorOptions:
         batch: crops, and frames, that go through a network at once, at most.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
         half: half precision inside the networks; ``None``: where it is faster.
-        backend: what computes the networks, ``torch`` or, on a CPU, ``openvino``.
+        backend: what computes the networks, ``torch`` or, on a CPU, ``onnx`` or ``openvino``.
         heatmaps: keep the probability maps, for drawing.
         track: follow people: ids, boxes from the frame before, smoothing. Otherwise every frame is taken
             by itself.
@@ -128,8 +128,8 @@ class EstimatorOptions:
         _require(self.max_people is None or self.max_people >= 1, "--max-people must be at least 1")
         _require(self.batch >= 1, f"--batch must be at least 1, not {self.batch}")
         _require(
-            self.backend in {"torch", "openvino"},
-            f"--backend must be torch or openvino, not {self.backend!r}",
+            self.backend in {"torch", "onnx", "openvino"},
+            f"--backend must be torch, onnx or openvino, not {self.backend!r}",
         )
         _require(0 <= self.min_person_score <= 1, "--min-person-score must lie in 0 to 1")
         _require(self.lost_s >= 0, f"--lost must not be negative, not {self.lost_s}")

@@ -169,11 +169,18 @@ def _is_whole(path: Path) -> bool:
 def _fetch(wanted: Published, path: Path, progress: Progress | None) -> None:
     if os.environ.get("HGPOSE_OFFLINE", "0") not in {"", "0"}:
         raise WeightsError(f"{wanted.name}: HGPOSE_OFFLINE is set; {_by_hand(wanted)}")
+    pin = path.with_name(wanted.file + ".sha256")
+    expected = wanted.sha256
+    if pin.is_file():
+        expected = pin.read_text(encoding="ascii", errors="replace").strip()
+        if not re.fullmatch("[0-9a-f]{64}", expected):
+            raise WeightsError(
+                f"{pin}: holds no SHA-256, so the download cannot be compared with the earlier one; delete "
+                "it to trust the beginning that the authors publish"
+            )
     part = path.with_name(wanted.file + ".part")
     resumed = part.exists() and part.stat().st_size > 0
     _download(wanted, part, progress)
-    pin = path.with_name(wanted.file + ".sha256")
-    expected = pin.read_text(encoding="ascii").strip() if pin.is_file() else wanted.sha256
     digest = _sha256(part)
     if not digest.startswith(expected):
         part.unlink()
@@ -181,7 +188,7 @@ def _fetch(wanted: Published, path: Path, progress: Progress | None) -> None:
             # What the earlier download left was of another file.
             return _fetch(wanted, path, progress)
         raise WeightsError(
-            f"{wanted.url}: SHA-256 is {digest}, published is {expected}...: not the file its authors "
+            f"{wanted.url}: SHA-256 is {digest}, expected is {expected}...: not the file its authors "
             f"published, so it was deleted; {_by_hand(wanted)}"
         )
     details = {
@@ -222,8 +229,8 @@ def _download(wanted: Published, part: Path, progress: Progress | None) -> None:
                     raise WeightsError(f"{wanted.url}: the server sent another part than asked for")
             else:
                 start = 0
-            length = answer.headers.get("Content-Length")
-            total = None if length is None else start + int(length)
+            length = answer.headers.get("Content-Length", "")
+            total = start + int(length) if re.fullmatch("[0-9]+", length) else None
             here = _receive(answer, part, start, total, progress)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
@@ -232,7 +239,8 @@ def _download(wanted: Published, part: Path, progress: Progress | None) -> None:
         raise WeightsError(
             f"{wanted.url}: the server says {error.code} {error.reason}; {_by_hand(wanted)}"
         ) from error
-    except (urllib.error.URLError, http.client.HTTPException, *_NETWORK_ERRORS) as error:
+    except (urllib.error.URLError, http.client.HTTPException, ValueError, *_NETWORK_ERRORS) as error:
+        # A ValueError is of an address that the server sends on to and that is none.
         reason = getattr(error, "reason", None) or error
         raise WeightsError(f"{wanted.url}: no answer ({reason}); {_by_hand(wanted)}") from error
     if total is not None and here < total:

@@ -21,11 +21,14 @@ from torch import nn
 
 from hgpose.atomic import atomic_path
 from hgpose.errors import WeightsError
+from hgpose.keypoints import KEYPOINT_SETS
 from hgpose.models import build_model
 
 #: The weights used when nobody names others.
 DEFAULT_POSE = "pose-body19"
 DEFAULT_FINDER = "person"
+#: No network is fed with larger squares; memory grows with their area.
+MAX_INPUT_PX = 4096
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,17 @@ class Card:
         task: ``"pose"`` or ``"person"``.
         architecture: ``{"kind": ..., **parameters}`` for :func:`hgpose.models.build_model`.
         input_px: side of the network's square input.
-        mean, std: of RGB in [0, 1], taken off and divided by.
+        mean, std: of the channels in [0, 1], in the network's order, taken off and divided by.
+        channels: the order of the colours at the network's input, ``"rgb"`` or ``"bgr"``.
         sha256: of the safetensors file, hex.
         keypoint_set: name of the set (pose only).
         box_padding: the crop's side over the box's longer side (pose only).
         center_shift: how far the crop's centre lies below the box's, as a share of the box's longer side
             (pose only).
         decoding: how maps are read (pose only): ``"softmax"`` (:func:`hgpose.heatmaps.probabilities` and
-            :func:`hgpose.heatmaps.decode`) or ``"peak"`` (:func:`hgpose.heatmaps.decode_peak`).
-        refine_from, offset_cells: of ``"peak"``, as there.
+            :func:`hgpose.heatmaps.decode`), ``"peak"`` (:func:`hgpose.heatmaps.decode_peak`) or
+            ``"princeton"`` (:func:`hgpose.heatmaps.decode_princeton`).
+        refine_from, offset_cells, empty_cell: of ``"peak"``, as there.
         shift_heatmap: whether the flip test moves mirrored maps by a cell (:func:`hgpose.heatmaps.flip`).
         threshold: detections below it are no person (person only).
         data: the training sets, one line each with their terms.
@@ -60,6 +65,7 @@ class Card:
     input_px: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    channels: str = "rgb"
     sha256: str = ""
     keypoint_set: str = ""
     box_padding: float = 1.0
@@ -67,6 +73,7 @@ class Card:
     decoding: str = "softmax"
     refine_from: int = 1
     offset_cells: float = 0.0
+    empty_cell: int = -1
     shift_heatmap: bool = False
     threshold: float = 0.0
     data: tuple[str, ...] = ()
@@ -125,16 +132,44 @@ def read_card(path: Path) -> Card:
     Raises:
         WeightsError: there is none, or it is not a card.
     """
-    card = path.with_suffix(".json")
+    file = path.with_suffix(".json")
     try:
-        document = json.loads(card.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"))
         for key in ("mean", "std", "data"):
             document[key] = tuple(document[key])
-        return Card(**document)
+        card = Card(**document)
     except FileNotFoundError:
-        raise WeightsError(f"{card}: the model card that belongs to {path.name} is missing") from None
+        raise WeightsError(f"{file}: the model card that belongs to {path.name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{card}: not a model card ({error})") from error
+        raise WeightsError(f"{file}: not a model card ({error})") from error
+    if wrong := _wrong_fields(card):
+        raise WeightsError(f"{file}: not a model card (it says {', '.join(wrong)})")
+    return card
+
+
+def _wrong_fields(card: Card) -> list[str]:
+    """What a card says that cannot be, as ``field = value``."""
+    numbers = int | float
+    sound = {
+        "name": isinstance(card.name, str),
+        "task": card.task in ("pose", "person"),
+        "architecture": isinstance(card.architecture, dict),
+        "input_px": type(card.input_px) is int and 0 < card.input_px <= MAX_INPUT_PX,
+        "mean": len(card.mean) == 3 and all(isinstance(v, numbers) for v in card.mean),
+        "std": len(card.std) == 3 and all(isinstance(v, numbers) and v > 0 for v in card.std),
+        "channels": card.channels in ("rgb", "bgr"),
+        "sha256": isinstance(card.sha256, str),
+        "keypoint_set": card.keypoint_set in KEYPOINT_SETS or card.task == "person",
+        "box_padding": isinstance(card.box_padding, numbers) and card.box_padding > 0,
+        "center_shift": isinstance(card.center_shift, numbers),
+        "decoding": card.decoding in ("softmax", "peak", "princeton"),
+        "refine_from": type(card.refine_from) is int,
+        "offset_cells": isinstance(card.offset_cells, numbers),
+        "empty_cell": type(card.empty_cell) is int,
+        "threshold": isinstance(card.threshold, numbers),
+        "licence": isinstance(card.licence, str),
+    }
+    return [f"{name} = {getattr(card, name)!r}" for name, good in sound.items() if not good]
 
 
 def load_weights(name_or_path: str | Path, task: str) -> tuple[nn.Module, Card]:

@@ -14,6 +14,7 @@ from scipy.io import savemat
 from hgpose.errors import InputError, OptionsError
 from hgpose.keypoints import BODY19, LSP14, MPII16
 from hgpose.train.archives import load_people
+from hgpose.train.evaluate import pose_scores
 from hgpose.train.metrics import head_px
 
 rng = np.random.default_rng(0)
@@ -171,6 +172,157 @@ def test_mpii_json(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.boxes, [[10, 0, 90, 80], [35, 5, 48, 53]])
     assert found.head_sizes is None
     np.testing.assert_allclose(head_px(found), [5, 5])
+
+
+# ---- MPII's validation people ----
+
+
+class Validation:
+    """Seven people of MPII on three images, as each of its files has them; five of them validate."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.points = rng.uniform(5, 85, (7, 16, 2)).round()
+        self.labelled = rng.random((7, 16)) < 0.8
+        self.labelled[:, :2] = True
+        self.corners = np.sort(rng.uniform(5, 85, (7, 2, 2)), axis=1)
+        self.image = [0, 0, 0, 1, 1, 2, 2]
+        self.chosen = [4, 1, 2, 5, 0]
+        self.mat = mpii(
+            folder, *([self._archived(i) for i in range(7) if self.image[i] == k] for k in range(3))
+        )
+        (folder / "annot").mkdir()
+        self.json = folder / "annot" / "valid.json"
+        self.gt = folder / "annot" / "gt_valid.mat"
+        self.write_list(self.chosen)
+        savemat(self.gt, self.labels(self.chosen))
+
+    def _archived(self, i: int) -> dict[str, Any]:
+        joints = {j: (*self.points[i, j], 1) for j in np.flatnonzero(self.labelled[i])}
+        (x1, y1), (x2, y2) = self.corners[i]
+        center = struct({"x": 40 + i, "y": 50})
+        return mpii_person(joints, x1=x1, y1=y1, x2=x2, y2=y2, objpos=center, scale=0.3)
+
+    def write_list(self, people: list[int], **changes: Any) -> None:
+        rows = [
+            {
+                "image": f"{self.image[i]:09d}.jpg",
+                "joints": np.where(self.labelled[i][:, None], self.points[i], -1).tolist(),
+                "joints_vis": self.labelled[i].astype(int).tolist(),
+                "center": [40.0 + i, 50.0],
+                "scale": 0.3,
+            }
+            | changes
+            for i in people
+        ]
+        self.json.write_text(json.dumps(rows))
+
+    def labels(self, people: list[int]) -> dict[str, Any]:
+        labelled = self.labelled[people]
+        points = np.where(labelled[..., None], self.points[people], np.nan)
+        return {
+            "pos_gt_src": points.transpose(1, 2, 0),
+            "jnt_missing": (~labelled).astype(np.uint8).T,
+            "headboxes_src": self.corners[people].transpose(1, 2, 0),
+        }
+
+
+@pytest.fixture
+def validation(tmp_path: Path) -> Validation:
+    return Validation(tmp_path)
+
+
+def published_pckh(v: Validation, predictions: np.ndarray) -> tuple[float, float]:
+    """The unweighted and the weighted mean as published scripts compute them from ``gt_valid.mat``.
+
+    Args:
+        v: the set.
+        predictions: ``(5, 16, 2)`` px counted from 1.
+    """
+    right, count = np.zeros(16), np.zeros(16)
+    for prediction, i in zip(predictions, v.chosen, strict=True):
+        head = 0.6 * float(np.hypot(*(v.corners[i, 1] - v.corners[i, 0])))
+        for j in np.flatnonzero(v.labelled[i]):
+            count[j] += 1
+            right[j] += np.hypot(*(prediction[j] - v.points[i, j])) <= 0.5 * head
+    joints = [j for j in range(16) if j not in (6, 7) and count[j]]
+    shares = 100 * right[joints] / count[joints]
+    return float(shares.mean()), float(100 * right[joints].sum() / count[joints].sum())
+
+
+@pytest.mark.parametrize("route", ["labels", "archive beside the list", "split of the archive", "one person"])
+def test_mpii_validation(validation: Validation, route: str) -> None:
+    v = validation
+    if route == "one person":
+        # MATLAB drops the axis of people.
+        v.chosen = v.chosen[:1]
+        v.write_list(v.chosen)
+        savemat(v.gt, v.labels(v.chosen))
+    if route == "split of the archive":
+        found = load_people(v.mat, [v.folder / "images"], MPII16, "valid")
+    else:
+        heads = v.mat if route == "archive beside the list" else v.gt
+        found = load_people(v.json, [v.folder / "images"], MPII16, heads=heads)
+    assert [f.name for f in found.files] == [f"{v.image[i]:09d}.jpg" for i in v.chosen]
+    assert np.array_equal(found.visibility > 0, v.labelled[v.chosen])
+    # Centre counted from 1, side 200 * 0.3 px.
+    np.testing.assert_allclose(found.boxes[:, 0], [40 + i - 1 - 30 for i in v.chosen])
+    np.testing.assert_allclose(found.boxes[:, 3] - found.boxes[:, 1], 60)
+    predictions = v.points[v.chosen] + rng.normal(0, 8, (len(v.chosen), 16, 2))
+    ones = np.ones((len(found), 16), np.float32)
+    scored = pose_scores(found, (predictions - 1).astype(np.float32), ones, MPII16.sigmas)
+    mean, weighted_mean = published_pckh(v, predictions)
+    assert 0 < mean < 100
+    assert scored["people"] == len(v.chosen) and scored["head"] == "head box"
+    assert scored["pckh@0.5"]["mean"] == pytest.approx(mean)
+    assert scored["pckh@0.5"]["weighted_mean"] == pytest.approx(weighted_mean)
+
+
+def test_tompsons_labels_hold(validation: Validation) -> None:
+    # A joint that the list has and the labels have not, and the other way round.
+    v = validation
+    person = v.chosen[0]
+    v.labelled[person, 3], v.labelled[person, 4] = True, False
+    v.write_list(v.chosen)
+    v.labelled[person, 3], v.labelled[person, 4] = False, True
+    savemat(v.gt, v.labels(v.chosen))
+    found = load_people(v.json, [v.folder / "images"], MPII16, heads=v.gt)
+    assert np.array_equal(found.visibility > 0, v.labelled[v.chosen])
+
+
+def test_heads_of_other_people(validation: Validation) -> None:
+    v = validation
+    folders = [v.folder / "images"]
+    good = v.labels(v.chosen)
+    for content, message in (
+        (v.labels([4, 1, 2, 5]), r"has 4 people, .*valid\.json has 5"),
+        (v.labels([1, 4, 2, 5, 0]), r"person 1 of .*valid\.json, on 000000001\.jpg"),
+        (good | {"headboxes_src": np.zeros(3)}, "malformed"),
+        ({"headboxes_src": good["headboxes_src"]}, "malformed"),
+        ({"other": 1}, "has no head boxes"),
+    ):
+        savemat(v.gt, content)
+        with pytest.raises(InputError, match=rf"gt_valid\.mat: {message}"):
+            load_people(v.json, folders, MPII16, heads=v.gt)
+    with pytest.raises(InputError, match=r"none\.mat: no such file"):
+        load_people(v.json, folders, MPII16, heads=v.folder / "none.mat")
+    v.write_list([0], image="000000002.jpg")
+    with pytest.raises(InputError, match=r"mpii\.mat: person 1 of .*valid\.json, on 000000002\.jpg"):
+        load_people(v.json, folders, MPII16, heads=v.mat)
+
+
+def test_heads_go_with_mpiis_list_only(validation: Validation) -> None:
+    v = validation
+    with pytest.raises(OptionsError, match=r"--heads goes with MPII's list of people .*mpii\.mat is not"):
+        load_people(v.mat, [], MPII16, "valid", v.gt)
+    path, _ = lsp(v.folder)
+    with pytest.raises(OptionsError, match="no split 'valid': it has train and test"):
+        load_people(path, [], MPII16, "valid")
+    v.json.unlink()
+    with pytest.raises(
+        InputError, match=r"put the common annot/valid\.json beside it, or .*--heads mpii\.mat"
+    ):
+        load_people(v.mat, [], MPII16, "valid")
 
 
 def test_coco_json(tmp_path: Path) -> None:

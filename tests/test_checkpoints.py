@@ -14,13 +14,16 @@ import pytest
 import torch
 from published import checkpoint_b, checkpoints_a, family_a, run_a, run_b
 from torch import Tensor
+from typer.testing import CliRunner
 
 from hgpose import heatmaps
-from hgpose.checkpoints import convert, rename
-from hgpose.errors import OutputError, WeightsError
+from hgpose.checkpoints import LAYOUTS, convert, rename
+from hgpose.cli import app
+from hgpose.errors import OptionsError, OutputError, WeightsError
 from hgpose.estimate import CropEstimator
 from hgpose.geometry import heatmap_to_crop
 from hgpose.keypoints import COCO17, MPII16
+from hgpose.models.hourglass import StackedHourglass
 from hgpose.network import Network
 from hgpose.train.datasets import PoseSet
 from hgpose.train.evaluate import pose_scores
@@ -44,6 +47,13 @@ def maps_of(out: Path, image: Tensor) -> list[Tensor]:
     with torch.no_grad():
         found: list[Tensor] = network(image)
     return found
+
+
+@pytest.mark.parametrize(("stacks", "millions"), [(1, "3.43"), (2, "6.57"), (8, "25.43")])
+def test_published_sizes_of_our_network(stacks: int, millions: str) -> None:
+    with torch.device("meta"):
+        network = StackedHourglass(16, stacks, 256)
+    assert f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f}" == millions
 
 
 def test_published_sizes() -> None:
@@ -135,13 +145,16 @@ def test_cards_say_the_conventions(tmp_path: Path) -> None:
         )
     }
     for name, card in cards.items():
-        assert card.name == name and card.task == "pose" and card.decoding == "peak"
+        assert card.name == name and card.task == "pose"
         assert (card.keypoint_set, card.input_px, card.box_padding) == ("mpii16", 256, 1.25)
         assert card.center_shift == pytest.approx(15 / 200)
     means = [cards[n].mean for n in ("bearpaw", "princeton", "fpd", "fpd256")]
     assert means == [(0.4404, 0.4440, 0.4327), (0, 0, 0), imagenet, imagenet]
     assert [c.offset_cells for c in cards.values()] == [0, 0, -0.375, -0.375]
     assert [c.shift_heatmap for c in cards.values()] == [False, False, True, True]
+    assert [c.decoding for c in cards.values()] == ["peak", "princeton", "peak", "peak"]
+    assert [c.channels for c in cards.values()] == ["rgb", "rgb", "bgr", "bgr"]
+    assert [c.empty_cell for c in cards.values()] == [-1, -1, 0, 0]
     assert [c.std for c in cards.values()][:2] == [(1, 1, 1)] * 2
     assert cards["bearpaw"].architecture["stem"] == [64, 128, 256]
 
@@ -176,6 +189,7 @@ def without(state: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
             lambda a, p: a | {"fc.0.0.weight": torch.zeros(3, 3)},
             r"fc\.0\.0\.weight \(3, 3\) instead of \(32",
         ),
+        (lambda a, p: a | {"score.0.weight": torch.tensor(1.0)}, "width is a single number"),
         (lambda a, p: {"encoder.weight": torch.zeros(2)}, r"of no known layout .* encoder\.weight"),
         (lambda a, p: {}, "holds no state dict"),
         (lambda a, p: [1, 2], "holds no state dict"),
@@ -193,10 +207,34 @@ def test_refused(tmp_path: Path, change: Callable[[Any, Any], Any], message: str
 def test_wrong_wishes(tmp_path: Path) -> None:
     _, princeton = checkpoints_a(1)
     file = saved(tmp_path, princeton)
-    with pytest.raises(WeightsError, match="its layout is princeton, not bearpaw"):
+    with pytest.raises(OptionsError, match="its layout is princeton, not bearpaw"):
         convert(file, tmp_path / "ours.safetensors", layout="bearpaw")
-    with pytest.raises(WeightsError, match="multiple of 64 px, not 100"):
-        convert(file, tmp_path / "ours.safetensors", 100)
+    with pytest.raises(OptionsError, match="one of bearpaw, princeton, fpd, mmpose, not 'keras'"):
+        convert(file, tmp_path / "ours.safetensors", layout="keras")
+    for size in (100, 0, -64, 2**40):
+        with pytest.raises(OptionsError, match=rf"--size must be a multiple of 64 .*not {size}"):
+            convert(file, tmp_path / "ours.safetensors", size)
+    assert not (tmp_path / "ours.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("theirs.pth", "-o", "ours.bin"), 2),
+        (("theirs.pth", "-o", "ours.safetensors", "--size", "100"), 2),
+        (("theirs.pth", "-o", "ours.safetensors", "--layout", "keras"), 2),
+        (("gone.pth", "-o", "ours.safetensors"), 1),
+        (("theirs.pth", "-o", "ours.safetensors"), 0),
+    ],
+)
+def test_exit_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, checkpoints_a(1)[0])
+    result = CliRunner().invoke(app, ["weights", "convert", *arguments])
+    assert result.exit_code == code, result.output
+    assert (tmp_path / "ours.safetensors").exists() == (code == 0)
 
 
 class Evil:
@@ -223,6 +261,25 @@ def test_truncated(tmp_path: Path, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(WeightsError, match=r"theirs\.pth: damaged"):
         convert(file, tmp_path / "ours.safetensors")
+
+
+def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    file = saved(tmp_path, checkpoints_a(1)[0])
+    content = bytearray(file.read_bytes())
+    # Into the middle of a tensor: a small change of a number, which no structure betrays.
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"theirs\.pth: damaged"):
+        convert(file, tmp_path / "ours.safetensors")
+
+
+def test_sums_may_be_left_out(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        file = saved(tmp_path, checkpoints_a(1)[0])
+    finally:
+        torch.serialization.set_crc32_options(True)
+    convert(file, tmp_path / "ours.safetensors")
 
 
 def test_no_such_file(tmp_path: Path) -> None:
@@ -257,48 +314,62 @@ def family_b_crop_px(cells: list[float]) -> list[float]:
 
 
 PLACES = [
-    # maps, (x, y) of family A, (x, y) of family B, score
-    (peak_map((10, 5, 0.8), (11, 5, 0.3), (10, 4, 0.2)), (10.25, 4.75), (10.25, 4.75), 0.8),
-    (peak_map((10, 5, 0.8), (9, 5, 0.3)), (9.75, 5), (9.75, 5), 0.8),
-    # Ties: of neighbours, of peaks (the first in reading order), of a flat map.
-    (peak_map((10, 5, 0.8), (9, 5, 0.3), (11, 5, 0.3)), (10, 5), (10, 5), 0.8),
-    (peak_map((20, 3, 0.5), (4, 9, 0.5)), (20, 3), (20, 3), 0.5),
-    (torch.full((1, 1, 16, 24), 0.25), (0, 0), (0, 0), 0.25),
-    # A peak in the first or last column or row is not refined in either direction.
-    (peak_map((0, 5, 0.8), (1, 5, 0.3), (0, 6, 0.3)), (0, 5), (0, 5), 0.8),
-    (peak_map((23, 5, 0.8), (22, 5, 0.3), (23, 6, 0.3)), (23, 5), (23, 5), 0.8),
-    (peak_map((8, 15, 0.8), (9, 15, 0.3)), (8, 15), (8, 15), 0.8),
-    (peak_map((0, 0, 0.8), (1, 0, 0.3)), (0, 0), (0, 0), 0.8),
-    (peak_map((23, 15, 0.8)), (23, 15), (23, 15), 0.8),
-    # The second column or row: family B refines from the third on.
-    (peak_map((1, 5, 0.8), (2, 5, 0.3)), (1.25, 5), (1, 5), 0.8),
-    (peak_map((22, 14, 0.8), (21, 14, 0.3)), (21.75, 14), (21.75, 14), 0.8),
-    # Nothing positive: no cell. Scores stay in [0, 1].
-    (torch.zeros(1, 1, 16, 24), (-1, -1), (-1, -1), 0),
-    (torch.full((1, 1, 16, 24), -3.0), (-1, -1), (-1, -1), 0),
-    (peak_map((10, 5, 1.7)), (10, 5), (10, 5), 1),
-]
+    # maps; (x, y) of bearpaw and anibali, of princeton-vl, of MMPose, of FPD; score
+    (
+        peak_map((10, 5, 0.8), (11, 5, 0.3), (10, 4, 0.2)),
+        (10.25, 4.75), (10.25, 4.75), (10.25, 4.75), (10.25, 4.75), 0.8,
+    ),
+    # Ties: of neighbours (princeton-vl takes the one before), of peaks (the first in reading order), of a
+    # flat map.
+    (peak_map((10, 5, 0.8), (9, 5, 0.3)), (9.75, 5), (9.75, 4.75), (9.75, 5), (9.75, 5), 0.8),
+    (peak_map((10, 5, 0.8), (9, 5, 0.3), (11, 5, 0.3)), (10, 5), (9.75, 4.75), (10, 5), (10, 5), 0.8),
+    (peak_map((20, 3, 0.5), (4, 9, 0.5)), (20, 3), (19.75, 2.75), (20, 3), (20, 3), 0.5),
+    (torch.full((1, 1, 16, 24), 0.25), (0, 0), (-0.25, -0.25), (0, 0), (0, 0), 0.25),
+    # A peak in the first or last column or row is refined in neither direction, but by princeton-vl, to
+    # whom the border's own cell is the neighbour beyond it.
+    (peak_map((0, 5, 0.8), (1, 5, 0.3), (0, 6, 0.3)), (0, 5), (-0.25, 5.25), (0, 5), (0, 5), 0.8),
+    (peak_map((23, 5, 0.8), (22, 5, 0.3), (23, 6, 0.3)), (23, 5), (23.25, 5.25), (23, 5), (23, 5), 0.8),
+    (peak_map((8, 15, 0.8), (9, 15, 0.3)), (8, 15), (8.25, 15.25), (8, 15), (8, 15), 0.8),
+    (peak_map((0, 0, 0.8), (1, 0, 0.3)), (0, 0), (-0.25, -0.25), (0, 0), (0, 0), 0.8),
+    (peak_map((23, 15, 0.8)), (23, 15), (23.25, 15.25), (23, 15), (23, 15), 0.8),
+    # The second column or row: MMPose and FPD refine from the third on.
+    (peak_map((1, 5, 0.8), (2, 5, 0.3)), (1.25, 5), (1.25, 4.75), (1, 5), (1, 5), 0.8),
+    (peak_map((22, 14, 0.8), (21, 14, 0.3)), (21.75, 14), (21.75, 13.75), (21.75, 14), (21.75, 14), 0.8),
+    # Nothing positive: no cell, and to FPD the first; to princeton-vl the first's corner.
+    (torch.zeros(1, 1, 16, 24), (-1, -1), (-0.5, -0.5), (-1, -1), (0, 0), 0),
+    (torch.full((1, 1, 16, 24), -3.0), (-1, -1), (-0.5, -0.5), (-1, -1), (0, 0), 0),
+    # Scores stay in [0, 1]; princeton-vl cuts maps off at 1, which makes ties.
+    (peak_map((10, 5, 1.7)), (10, 5), (9.75, 4.75), (10, 5), (10, 5), 1),
+    (peak_map((4, 9, 1.2), (20, 12, 1.7)), (20, 12), (3.75, 8.75), (20, 12), (20, 12), 1),
+    (peak_map((4, 9, 1.7), (5, 9, 1.6)), (4.25, 9), (4.25, 8.75), (4.25, 9), (4.25, 9), 1),
+]  # fmt: skip
+CONVENTIONS = {
+    "bearpaw": family_a_crop_px,
+    "princeton": family_a_crop_px,
+    "mmpose": family_b_crop_px,
+    "fpd": family_b_crop_px,
+}
 
 
-@pytest.mark.parametrize(("maps", "place_a", "place_b", "score"), PLACES)
-def test_decodes_as_published(
-    maps: Tensor, place_a: tuple[float, float], place_b: tuple[float, float], score: float
-) -> None:
-    for place, rule, to_crop in (
-        (place_a, (1, 0.0), family_a_crop_px),
-        (place_b, (2, -0.375), family_b_crop_px),
-    ):
-        points, scores = heatmaps.decode_peak(maps, *rule)
-        assert heatmap_to_crop(points.numpy())[0, 0].tolist() == pytest.approx(to_crop(list(place)))
+@pytest.mark.parametrize("case", PLACES)
+def test_decodes_as_published(case: tuple[Any, ...]) -> None:
+    maps, *places, score = case
+    cpu = torch.device("cpu")
+    for (layout, to_crop), place in zip(CONVENTIONS.items(), places, strict=True):
+        card = Card(layout, "pose", {}, 64, keypoint_set="coco17", **LAYOUTS[layout].card)
+        points, scores = CropEstimator(Network(Echo().eval(), card, cpu, False))._decode(maps)
+        found = heatmap_to_crop(points.numpy())[0, 0].tolist()
+        assert found == pytest.approx(to_crop(list(place))), layout
         assert scores.item() == pytest.approx(score)
 
 
 def test_many_maps_decode_apart() -> None:
     maps = torch.cat([torch.cat([m, m.flip(-1)], dim=1) for m, *_ in PLACES])
-    points, scores = heatmaps.decode_peak(maps, 1, 0.0)
-    for i, (m, *_) in enumerate(PLACES):
-        alone, alone_scores = heatmaps.decode_peak(m, 1, 0.0)
-        assert torch.equal(points[i, :1], alone[0]) and torch.equal(scores[i, :1], alone_scores[0])
+    for decode in (lambda m: heatmaps.decode_peak(m, 1, 0.0), heatmaps.decode_princeton):
+        points, scores = decode(maps)
+        for i, (m, *_) in enumerate(PLACES):
+            alone, alone_scores = decode(m)
+            assert torch.equal(points[i, :1], alone[0]) and torch.equal(scores[i, :1], alone_scores[0])
 
 
 def test_shifted_flip() -> None:
@@ -342,6 +413,18 @@ def test_place_in_the_image(estimators: Callable[..., CropEstimator], flip_test:
     assert np.abs(points[0] - [52, 40]).max() < 1.3
     assert 0.8 < scores.min() <= 1
     assert maps is not None and maps.min() >= 0 and maps.max() <= 1
+
+
+def test_order_of_colours(estimators: Callable[..., CropEstimator]) -> None:
+    # The network looks at its first channel only: red, or blue for one that wants blue first.
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[20, 40], image[40, 20] = (255, 0, 0), (0, 0, 255)
+    box = np.array([-0.5, -0.5, 63.5, 63.5], np.float32)
+    for channels, place in (("rgb", (40, 20)), ("bgr", (20, 40))):
+        for flip_test in (False, True):
+            estimator = estimators(flip_test, box_padding=1.0, channels=channels)
+            points, *_ = estimator([image], [estimator.transform(box)])
+            assert np.abs(points[0] - place).max() < 3
 
 
 def test_crop_of_mpii(estimators: Callable[..., CropEstimator]) -> None:

@@ -26,6 +26,7 @@ from hgpose.sources.images import read_image
 from hgpose.train.archives import load_people
 from hgpose.train.evaluate import load_coco_images, load_detections, predict_people
 from hgpose.train.metrics import keypoint_ap
+from hgpose.train.results import load_results
 from hgpose.weights import Card, load_weights, save_weights
 
 IMAGES = 8
@@ -120,6 +121,11 @@ def test_ap_is_the_official_number(coco: Path, tmp_path: Path, keypoints: Keypoi
     ours_numbers = [ours.ap, ours.ap50, ours.ap75, ours.recall, ours.recall50]
     assert 0.05 < ours.ap < ours.ap50 < 1
     np.testing.assert_allclose(ours_numbers, official(coco, results, tmp_path), atol=1e-12)
+    # Those of a results file are the same, also on images without anybody.
+    read = load_results(tmp_path / "results.json", people, images)
+    assert len(read) == len(rows)
+    again = keypoint_ap(people, keypoints.sigmas, read.image_ids, read.points, read.scores, images)
+    np.testing.assert_allclose([again.ap, again.recall], [ours.ap, ours.recall], atol=1e-12)
     # The people alone, as before, would have said something else.
     assert keypoint_ap(people, keypoints.sigmas, ids, points, scores).ap != pytest.approx(ours.ap)
 

@@ -16,6 +16,7 @@ from hgpose.errors import OptionsError, OutputError, WeightsError
 from hgpose.export import export
 from hgpose.models import build_model
 from hgpose.network import Network
+from hgpose.options import EstimatorOptions
 from hgpose.weights import Card, load_weights, save_weights
 
 #: Rounding in another order of additions; the maps are of the order of 1.
@@ -42,7 +43,7 @@ def expected(path: Path, task: str, images: torch.Tensor) -> list[np.ndarray]:
 @pytest.mark.parametrize("task", ["pose", "person"])
 def test_onnx(tmp_path: Path, task: str) -> None:
     runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnx")
     path, out = made(tmp_path, task), tmp_path / "a folder" / "out.onnx"
     assert export(path, "onnx", out) <= TOLERANCE
     session = runtime.InferenceSession(out, providers=["CPUExecutionProvider"])
@@ -99,23 +100,43 @@ def test_wrong_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         export(path, "onnx", tmp_path / "out.onnx")
 
 
-def test_openvino_backend(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    path, cpu = made(tmp_path, "person"), torch.device("cpu")
-    theirs, ours = (
-        Network(*load_weights(path, "person"), cpu, False, backend) for backend in ("openvino", "torch")
-    )
-    rng = np.random.default_rng(0)
-    for shape in ((1, 64, 64, 3), (3, 64, 128, 3)):
-        images = list(rng.integers(0, 256, shape, np.uint8))
-        for a, b in zip(theirs(images), ours(images), strict=True):
+#: By backend, the packages it needs.
+BACKENDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("task", ["pose", "person"])
+def test_backends(tmp_path: Path, backend: str, task: str) -> None:
+    for package in BACKENDS[backend]:
+        pytest.importorskip(package)
+    path, cpu = made(tmp_path, task), torch.device("cpu")
+    theirs, ours = (Network(*load_weights(path, task), cpu, False, b) for b in (backend, "torch"))
+    for shape in ((1, 3, 64, 64), (3, 3, 64, 128)):
+        crops = 255 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        found, wanted = theirs(crops), ours(crops)
+        if task == "pose":
+            found, wanted = found[-1:], wanted[-1:]
+        for a, b in zip(found, wanted, strict=True):
             np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_openvino_backend_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backends_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     path = made(tmp_path, "pose")
-    with pytest.raises(OptionsError, match="computes on the CPU, not on meta"):
-        Network(*load_weights(path, "pose"), torch.device("meta"), False, "openvino")
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(OptionsError, match=r"pip install 'hgpose\[openvino\]'"):
-        Network(*load_weights(path, "pose"), torch.device("cpu"), False, "openvino")
+    with pytest.raises(OptionsError, match=f"{backend} computes on the CPU, not on meta"):
+        Network(*load_weights(path, "pose"), torch.device("meta"), False, backend)
+    for package in BACKENDS[backend]:
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            with pytest.raises(OptionsError, match=rf"pip install 'hgpose\[{backend}\]'"):
+                Network(*load_weights(path, "pose"), torch.device("cpu"), False, backend)
+
+
+def test_onnx_has_no_half_precision(tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match="leave out --half"):
+        Network(*load_weights(made(tmp_path, "pose"), "pose"), torch.device("cpu"), True, "onnx")
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(OptionsError, match="--backend must be torch, onnx or openvino, not 'tflite'"):
+        EstimatorOptions(backend="tflite")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 from published import checkpoints_a
+from typer.testing import CliRunner
 
 from hgpose import registry
+from hgpose.cli import app
 from hgpose.errors import OutputError, WeightsError
 from hgpose.registry import Published, fetch
 from hgpose.weights import cache_folder, find_weights, load_weights
@@ -32,6 +36,10 @@ class Server:
         self.ranges = True
         #: Send this many bytes, then hang up.
         self.cut: int | None = None
+        #: What it says of the content's length, if not the truth; empty: nothing.
+        self.length: str | None = None
+        #: Where ``/sent`` is sent on to.
+        self.location = ""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,6 +63,11 @@ class Server:
             request.send_header("Location", self.url + "/hg.pth")
             request.end_headers()
             return
+        if request.path.startswith("/sent"):
+            request.send_response(302)
+            request.send_header("Location", self.location)
+            request.end_headers()
+            return
         if request.path.startswith("/loop"):
             request.send_response(302)
             request.send_header("Location", self.url + "/loop.pth")
@@ -70,7 +83,9 @@ class Server:
             request.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
         else:
             request.send_response(200)
-        request.send_header("Content-Length", str(len(self.content) - start))
+        length = str(len(self.content) - start) if self.length is None else self.length
+        if length:
+            request.send_header("Content-Length", length)
         request.end_headers()
         request.wfile.write(self.content[start : self.cut])
 
@@ -147,7 +162,7 @@ def test_offline(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wrong_hash(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(server, monkeypatch, sha256="01234567")
-    with pytest.raises(WeightsError, match=rf"SHA-256 is {server.digest}, published is 01234567.*hg\.pth"):
+    with pytest.raises(WeightsError, match=rf"SHA-256 is {server.digest}, expected is 01234567.*hg\.pth"):
         fetch("tiny")
     assert files() == []
 
@@ -159,9 +174,65 @@ def test_pinned_on_first_use(server: Server) -> None:
     find_weights("tiny").unlink()
     # Same beginning, another file.
     pin.write_text(server.digest[:8] + "0" * 56)
-    with pytest.raises(WeightsError, match=r"published is .*0000"):
+    with pytest.raises(WeightsError, match=r"expected is .*0000"):
         fetch("tiny")
     assert "tiny.safetensors" not in files()
+
+
+@pytest.mark.parametrize("said", [b"", b"\n", b"0", b"\xff\xfe", b"A" * 64])
+def test_a_pin_that_is_none_lets_nothing_pass(server: Server, said: bytes) -> None:
+    fetch("tiny")
+    pin = cache_folder() / "hg.pth.sha256"
+    find_weights("tiny").unlink()
+    pin.write_bytes(said)
+    with pytest.raises(WeightsError, match=r"hg\.pth\.sha256: holds no SHA-256.*delete"):
+        fetch("tiny")
+    assert "tiny.safetensors" not in files()
+    pin.unlink()
+    fetch("tiny")
+    check_fetched()
+
+
+@pytest.mark.parametrize("length", ["many", "-5", "", "²"])
+def test_a_length_that_is_none(server: Server, length: str) -> None:
+    server.length = length
+    fetch("tiny")
+    check_fetched()
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://[broken",
+        "http://127.0.0.1:port/hg.pth",
+        "file:///etc/passwd",
+        "http://:0:/",
+    ],
+)
+def test_sent_on_to_no_address(server: Server, monkeypatch: pytest.MonkeyPatch, location: str) -> None:
+    offer(server, monkeypatch, url=server.url + "/sent.pth")
+    server.location = location
+    with pytest.raises(WeightsError, match=r"sent\.pth: .*get sent\.pth .*weights convert sent\.pth"):
+        fetch("tiny")
+    assert "tiny.safetensors" not in files()
+    with warnings.catch_warnings():
+        # Python's library does not close what it was sent on from.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def test_list_goes_on_behind_a_bad_card(server: Server) -> None:
+    fetch("tiny")
+    (cache_folder() / "another.safetensors").touch()
+    for content in ("{", "[]", '{"name": 3}', None):
+        if content is not None:
+            (cache_folder() / "another.json").write_text(content)
+        result = CliRunner().invoke(app, ["weights", "list"])
+        assert result.exit_code == 1
+        assert "another.json" in result.stderr and "tiny" in result.stdout and "pose-body19" in result.stdout
+    for name in ("another.json", "another.safetensors"):
+        (cache_folder() / name).unlink()
+    assert CliRunner().invoke(app, ["weights", "list"]).exit_code == 0
 
 
 def test_dead_link(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

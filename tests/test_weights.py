@@ -128,6 +128,22 @@ def test_unknown_field_in_card(file: Path) -> None:
         read_card(file)
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"name": 3}, {"task": "dance"}, {"architecture": "big"}, {"input_px": "256"}, {"input_px": 0},
+        {"input_px": 10**9}, {"mean": [0.5]}, {"std": [0.2, 0.2, 0]}, {"channels": "hsv"},
+        {"keypoint_set": "hand"}, {"box_padding": -1}, {"decoding": "guess"}, {"refine_from": 0.5},
+        {"offset_cells": None}, {"licence": None}, {"sha256": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_impossible_field_in_card(file: Path, field: dict[str, Any]) -> None:
+    change_card(file, **field)
+    with pytest.raises(WeightsError, match=rf"tiny\.json: not a model card \(it says {next(iter(field))} ="):
+        read_card(file)
+
+
 def test_names(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "weights_folder", lambda: file.parent)
     assert weights.available() == ["tiny"]

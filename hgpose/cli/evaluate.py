@@ -51,7 +51,17 @@ def eval_pose(
             show_default=False,
         ),
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Part of an archive: train or test.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Part of an archive: train, test or (MPII) valid.")
+    ] = None,
+    heads: Annotated[
+        Path | None,
+        typer.Option(
+            "--heads",
+            help="Head boxes for MPII's valid.json: gt_valid.mat, or MPII's own .mat.",
+            show_default=False,
+        ),
+    ] = None,
     whole_image: Annotated[
         bool, typer.Option("--whole-image", help="Look at the whole image instead of the annotated box.")
     ] = False,
@@ -95,12 +105,12 @@ def eval_pose(
         raise typer.BadParameter("goes neither with --results nor with --whole-image", param_hint="--boxes")
     model, card = load_weights(weights, "pose")
     keypoints = keypoint_set(card.keypoint_set)
-    people = load_people(annotations, images or [], keypoints, split)
+    people = load_people(annotations, images or [], keypoints, split, heads)
     coco = load_coco_images(annotations, images or [], people)
     found = None
     if results is not None:
         shown = "results"
-        found = load_results(results, people)
+        found = load_results(results, people, coco)
         people = keep_joints(people, found.known)
     else:
         estimator = CropEstimator(Network(model, card, choose_device(device), half), flip_test)

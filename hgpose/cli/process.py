@@ -78,7 +78,7 @@ Half = Annotated[
 ]
 Backend = Annotated[
     str,
-    typer.Option("--backend", help="torch; on a CPU openvino is faster (pip install 'hgpose[openvino]')."),
+    typer.Option("--backend", help="torch; faster on a CPU: onnx (pip install 'hgpose[onnx]'), openvino."),
 ]
 Threshold = Annotated[float, typer.Option("--threshold", help="Keypoints that score lower are not drawn.")]
 LineWidth = Annotated[

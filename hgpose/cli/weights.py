@@ -19,14 +19,20 @@ def list_weights() -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from hgpose.errors import WeightsError
     from hgpose.registry import PUBLISHED
-    from hgpose.weights import cache_folder, find_weights, read_card, weights_folder
+    from hgpose.weights import cache_folder, read_card, weights_folder
 
     table = Table(Column("name", no_wrap=True), "where", "keypoints", "input px", "score", "licence")
+    bad = []
     for folder, where in ((weights_folder(), "shipped"), (cache_folder(), "fetched")):
         for path in sorted(folder.glob("*.safetensors")):
-            card = read_card(find_weights(path))
-            table.add_row(card.name, where, card.keypoint_set, str(card.input_px), "", card.licence)
+            try:
+                card = read_card(path)
+            except WeightsError as error:
+                bad.append(str(error))
+                continue
+            table.add_row(path.stem, where, card.keypoint_set, str(card.input_px), "", card.licence)
     for name, weights in PUBLISHED.items():
         if not (cache_folder() / f"{name}.safetensors").is_file():
             score = "" if weights.score is None else f"{weights.score} {weights.metric.partition(',')[0]}"
@@ -34,6 +40,8 @@ def list_weights() -> None:
                 name, "to fetch", weights.keypoint_set, str(weights.input_px), score, weights.licence
             )
     Console().print(table)
+    if bad:
+        raise WeightsError("; ".join(bad))
 
 
 @weights_app.command("info")
@@ -65,7 +73,9 @@ def fetch_weights(name: Name) -> None:
     from hgpose.registry import fetch
 
     console = Console(stderr=True)
-    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console) as bar:
+    with Progress(
+        BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True
+    ) as bar:
         task = bar.add_task(name, total=None)
         path = fetch(name, lambda here, total: bar.update(task, completed=here, total=total))
     typer.echo(path)

@@ -253,7 +253,8 @@ def pose_scores(
     Returns:
         ``people``; ``pck@0.2`` and, where a head is labelled, ``pckh@0.5``, each with ``mean`` (over
         joints), ``weighted_mean`` (over labels), ``limbs`` (mean over shoulders to wrists and hips to
-        ankles) and ``per_joint``, percent, PCKh as published without pelvis and thorax; ``AP``,
+        ankles) and ``per_joint``, percent, PCKh as published without pelvis and thorax; ``head``, what
+        PCKh measures by; ``AP``,
         ``AP50``, ``AP75``, ``recall`` by object keypoint similarity, shares; ``auc`` of score against
         correct@0.2, a share.
     """
@@ -284,6 +285,10 @@ def pose_scores(
             "limbs": float(np.mean(limbs)) if limbs else None,
             "per_joint": judged,
         }
+    if "pckh@0.5" in scored:
+        scored["head"] = (
+            "head box" if people.head_sizes is not None else "head top to neck, for want of boxes"
+        )
     if results is None:
         ap = keypoint_ap(people, sigmas, people.image_ids, points, scores.mean(1), images)
     else:

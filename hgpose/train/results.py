@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hgpose.errors import InputError
 from hgpose.results import open_results
 from hgpose.train.datasets import PoseSet
-from hgpose.train.metrics import oks
+from hgpose.train.metrics import CocoImages, oks
 
 #: Id of the image, keypoints ``(k, 3)`` as x, y, score, and the person's score.
 _Person = tuple[int, NDArray[np.float32], float]
@@ -43,7 +43,7 @@ class PoseResults:
         return len(self.scores)
 
 
-def load_results(path: Path, truth: PoseSet) -> PoseResults:
+def load_results(path: Path, truth: PoseSet, images: CocoImages | None = None) -> PoseResults:
     """Predicted people from hgpose JSON, hgpose CSV (wide) or COCO results.
 
     Images are matched by file name, a path relative to any folder above them, or by COCO's image id;
@@ -53,11 +53,13 @@ def load_results(path: Path, truth: PoseSet) -> PoseResults:
     Args:
         path: the results.
         truth: the annotated set.
+        images: all images of the COCO file the set comes from, also those without annotated people, on
+            which whoever is found is wrong; by default only those of ``truth``.
 
     Raises:
         InputError: unreadable or malformed file, results of a video, no image of the annotated set.
     """
-    ids = _Ids(truth)
+    ids = _Ids(truth.files, truth.image_ids) if images is None else _Ids(images.files, images.image_ids)
     rows: list[_Person] = []
     stranger: str | int | None = None
     with open_results(path) as results:
@@ -129,10 +131,10 @@ def match_people(
 class _Ids:
     """Image ids of an annotated set by file name or id, ``None`` for other images."""
 
-    def __init__(self, truth: PoseSet) -> None:
-        self.ids = set(truth.image_ids.tolist())
+    def __init__(self, files: Sequence[Path], image_ids: NDArray[np.int64]) -> None:
+        self.ids = set(image_ids.tolist())
         self.by_name: dict[str, int | None] = {}
-        for file, image_id in dict(zip(truth.files, truth.image_ids.tolist(), strict=True)).items():
+        for file, image_id in dict(zip(files, image_ids.tolist(), strict=True)).items():
             parts = file.parts
             for i in range(len(parts)):
                 name = "/".join(parts[i:])
