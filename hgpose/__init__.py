@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 # the same cores that costs most of the speed; asleep they leave the cores to those who work. Has to be
 # said before PyTorch is loaded, and leaves alone what the user set.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The order in which small products are summed up must not depend on the number of threads.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 #: Public names and where they live; imported on first use, so that ``import hgpose`` is quick.
 _HOMES = {
@@ -25,12 +27,14 @@ _HOMES = {
     "Estimator": "hgpose.estimate",
     "EstimatorOptions": "hgpose.options",
     "VideoOptions": "hgpose.options",
+    "BatchOptions": "hgpose.options",
     "CameraOptions": "hgpose.options",
     "Style": "hgpose.options",
     "Poses": "hgpose.types",
     "process_video": "hgpose.process",
     "process_videos": "hgpose.process",
     "process_images": "hgpose.process",
+    "process_batch": "hgpose.batch",
     "watch_camera": "hgpose.live",
     "draw_poses": "hgpose.draw",
     "keypoint_set": "hgpose.keypoints",

@@ -116,6 +116,10 @@ class _Finder:
         """The files of an input that is no list."""
         if given == "-" or given.lower().startswith(("rtsp://", "rtsps://")):
             raise OptionsError(f"{shown(given)}: a stream is no part of a batch; use hgpose video")
+        if not given:
+            # To Path that is the folder one is in.
+            self._fail(given, "an input without a name; check what the shell made of the command")
+            return []
         before = len(self.failures)
         try:
             files = self._remote(given, several) if is_uri(given) else self._local(given, several)

@@ -1,7 +1,7 @@
 """Who does the work of a batch: processes on this machine, or the actors of a Ray cluster.
 
-All run :class:`Worker`. A worker on a CPU computes with one thread, whatever its number: the number of
-threads changes the last bits of what a network says, and with them what is written.
+All run :class:`Worker`. A worker on a CPU computes with one thread, however many workers there are: on
+some processors the number of threads changes the last bits of what a network says, and so what is written.
 """
 
 from __future__ import annotations

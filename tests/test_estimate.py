@@ -267,3 +267,32 @@ def test_crops_of_a_gpu_are_those_of_a_cpu(width_px: float, rotation: float, mir
     difference = abs(ours - transform.warp(image))
     # OpenCV rounds, counts places in 1/32 px, weighs the rims of blocks, and is harder at the image's edge.
     assert np.median(difference) < 1 and np.quantile(difference, 0.97) < 6
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX2", reason="not promised for other processors"
+)
+def test_threads_change_no_bit() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (180, 320, 3), dtype=np.uint8)
+    boxes = np.array([[40, 20, 120, 170], [200, 10, 280, 175]], np.float32)
+    estimator = load_estimator(EstimatorOptions(device="cpu", half=False, min_person_score=0))
+    finder = estimator.detector
+    assert isinstance(finder, PersonDetector)
+    finder.threshold = 0.0
+    threads = torch.get_num_threads()
+    answers = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            frame = Frame(image, 0, 0.0)
+            found = finder([frame])[0]
+            poses = [
+                estimator.poses([frame], [Detections(boxes[:n], np.ones(n, np.float32))])[0] for n in (1, 2)
+            ]
+            answers.append(
+                b"".join([found.boxes.tobytes(), found.scores.tobytes()])
+                + b"".join(p.keypoints.tobytes() + p.scores.tobytes() for p in poses)
+            )
+    finally:
+        torch.set_num_threads(threads)
+    assert len(set(answers)) == 1

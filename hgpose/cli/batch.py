@@ -115,7 +115,7 @@ def batch(
         TextColumn("{task.fields[inputs]} inputs, {task.fields[rate]:.1f} frames/s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         row = bar.add_task("", total=None, inputs="0", rate=0.0)
 
         def report(progress: BatchProgress) -> None:
@@ -147,7 +147,7 @@ def _print_summary(console: Console, summary: BatchSummary, out: str) -> None:
     done = [s for s in summary.summaries if s.error is None]
     frames, people = sum(s.frames for s in done), sum(s.frames_with_people for s in done)
     console.print(
-        f"{len(done)} inputs done, {summary.kept} done before, {len(summary.failures)} failures; "
+        f"inputs: {len(done)} done, {summary.kept} done before; failed or damaged: {len(summary.failures)}; "
         f"{frames} frames, {people} of them with people",
         highlight=False,
     )
@@ -157,4 +157,4 @@ def _print_summary(console: Console, summary: BatchSummary, out: str) -> None:
         for name, reason in summary.failures:
             table.add_row(Text(printable(name)), Text(printable(reason)))
         console.print(table)
-        print_error(console, f"{len(summary.failures)} failures; see {shown(out).rstrip('/')}/failures.json")
+        print_error(console, f"not all went well; see {shown(out).rstrip('/')}/failures.json")

@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+#: A convolution with fewer outputs sums up in an order that depends on the number of threads (oneDNN's
+#: on AVX2): at inference it gets outputs that nobody reads.
+_FEWEST_OUTPUTS = 16
 
 
 class Residual(nn.Module):
@@ -119,7 +124,17 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As the class says."""
         feature = F.relu(self.bn(self.conv(self.residual(x))), inplace=True)
-        return feature, self.score(feature)
+        return feature, self._scores(feature)
+
+    def _scores(self, feature: Tensor) -> Tensor:
+        outputs, bias = self.score.out_channels, self.score.bias
+        if self.training or bias is None or outputs >= _FEWEST_OUTPUTS:
+            scores: Tensor = self.score(feature)
+            return scores
+        weight = self.score.weight
+        spare = weight.new_zeros(_FEWEST_OUTPUTS - outputs, self.score.in_channels, 1, 1)
+        padded = F.conv2d(feature, torch.cat([weight, spare]), torch.cat([bias, spare[:, 0, 0, 0]]))
+        return padded[:, :outputs]
 
 
 class Merge(nn.Module):
