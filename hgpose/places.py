@@ -8,7 +8,8 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,14 +84,15 @@ def local_files(locations: Sequence[str]) -> Iterator[list[Path]]:
     with tempfile.TemporaryDirectory(prefix="hgpose-") as folder:
         files = []
         for i, location in enumerate(locations):
+            file = Path(location)
             if is_uri(location):
                 system, path = file_system(location)
                 file = Path(folder, str(i), Path(path).name)
                 file.parent.mkdir()
-                remote(location, lambda system=system, path=path, file=file: system.get_file(path, str(file)))  # type: ignore[misc]
-                files.append(file)
-            else:
-                files.append(Path(location))
+                # Whoever reads it finds it missing, and goes on to the next.
+                with suppress(InputError):
+                    remote(location, partial(system.get_file, path, str(file)))
+            files.append(file)
         yield files
 
 

@@ -42,6 +42,7 @@ from hgpose.options import BatchOptions, EstimatorOptions, Style, VideoOptions
 from hgpose.places import Place, file_system
 from hgpose.process import process_video
 from hgpose.weights import Card, save_weights
+from hgpose.workers import local_devices
 
 #: With 25 frames/s people may be away for 5 frames: 30 overlap, a chunk has 60.
 HOW = EstimatorOptions(detector="whole-frame", min_person_score=0, device="cpu", half=False, lost_s=0.2)
@@ -357,6 +358,23 @@ def test_what_no_input_can_be_done_with_is_said_once(
 ) -> None:
     with pytest.raises(error):
         process_batch([str(tree)], tmp_path / "out", replace(how, **options), WHAT, BatchOptions(1))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "workers", "devices"),
+    [
+        ("auto", 3, None, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("cuda", 2, 3, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda:1", 2, None, ["cuda:1"]),
+        ("cpu", 2, 3, ["cpu"] * 3),
+        ("auto", 0, None, ["auto"] * len(os.sched_getaffinity(0))),
+    ],
+)
+def test_every_gpu_is_used_or_every_core(
+    device: str, gpus: int, workers: int | None, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert local_devices(EstimatorOptions(device=device), workers) == devices
 
 
 def test_streams_are_refused(tmp_path: Path, how: EstimatorOptions) -> None:
