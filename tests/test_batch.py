@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -637,9 +638,12 @@ def bar_identical(folder: Path, images: int, videos: int, ways: Sequence[str]) -
     found, seconds = {}, {}
     for way in ways:
         who = BatchOptions(2, "ray") if way == "ray" else BatchOptions(int(way))
+        # Of the processes that Ray begins nobody is told.
+        before_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         seconds[way] = run_apart(folder / "in", folder / way, EstimatorOptions(device="cpu"), what, who)
         found[way] = keypoints(files(folder / way))
-        print(f"{way}: {seconds[way]:.1f} s, {len(found[way])} files", flush=True)
+        used_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before_s
+        print(f"{way}: {seconds[way]:.1f} s, {used_s:.1f} s of processors", flush=True)
     same = all(found[way] == found[ways[0]] for way in ways)
     print(
         f"byte-identical: {same}; times: "
