@@ -89,7 +89,7 @@ def convert_checkpoint(
     layout: Annotated[
         str | None,
         typer.Option(
-            "--layout", help="bearpaw or fpd, which look alike at width 256 (then bearpaw is taken)."
+            "--layout", help="bearpaw or fpd, which look the same at width 256 (then bearpaw is taken)."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file and its card.")] = False,
@@ -102,7 +102,14 @@ def convert_checkpoint(
 
     if out.suffix != ".safetensors":
         raise OptionsError(f"-o {out}: the name must end in .safetensors")
-    _print({"file": out} | asdict(convert(file, out, size, layout, overwrite=overwrite)))
+    card = convert(file, out, size, layout, overwrite=overwrite)
+    _print({"file": out} | asdict(card))
+    if layout is None and card.training["layout"] == "bearpaw":
+        typer.echo(
+            "taken as bearpaw's or anibali's; if it is FPD's (256 wide, it looks the same), convert it again with "
+            "--layout fpd --overwrite",
+            err=True,
+        )
 
 
 @weights_app.command("path")
