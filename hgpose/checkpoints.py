@@ -194,7 +194,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise WeightsError(f"{file}: no such file") from None
     except Exception as error:  # The library fails in many ways on a damaged file.
-        named = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
+        named = re.search(r"(?:GLOBAL|global|class) '?([\w.]+)", str(error))
         if what := named[1] if named and isinstance(error, pickle.UnpicklingError) else _imported(file):
             raise WeightsError(
                 f"{file}: holds {_short(what)}, which is no tensor and could run code when it is read, so it "

@@ -106,8 +106,8 @@ def convert_checkpoint(
     _print({"file": out} | asdict(card))
     if layout is None and card.training["layout"] == "bearpaw":
         typer.echo(
-            "taken as bearpaw's or anibali's; if it is FPD's (256 wide, it looks the same), convert it again with "
-            "--layout fpd --overwrite",
+            "taken as bearpaw's or anibali's; if it is FPD's (256 wide, it looks the same), convert it again "
+            "with --layout fpd --overwrite",
             err=True,
         )
 
