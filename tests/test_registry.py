@@ -6,6 +6,7 @@ import gc
 import hashlib
 import io
 import json
+import re
 import socket
 import struct
 import subprocess
@@ -258,6 +259,47 @@ def test_list_goes_on_behind_a_bad_card(server: Server) -> None:
     for name in ("another.json", "another.safetensors"):
         (cache_folder() / name).unlink()
     assert CliRunner().invoke(app, ["weights", "list"]).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["fetch", "info", "path"])
+def test_without_a_name_it_says_those_there_are(server: Server, command: str) -> None:
+    result = CliRunner().invoke(app, ["weights", command])
+    assert result.exit_code == 2 and not server.requests
+    assert "NAME is missing" in result.stderr
+    assert "pose-body19" in result.stderr and "to fetch: tiny" in result.stderr
+
+
+def list_in(columns: int, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    else:
+        monkeypatch.delenv("FORCE_COLOR", raising=False)
+    shown = CliRunner().invoke(app, ["weights", "list"]).stdout
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_list_cuts_nothing(columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HGPOSE_CACHE", str(tmp_path))
+    lines = list_in(columns, monkeypatch, terminal=True)
+    assert max(map(len, lines)) <= columns
+    said = "".join("".join(lines).split())
+    assert "…" not in said
+    if columns >= 80:
+        assert all(any(line.strip().startswith(name) for line in lines) for name in registry.PUBLISHED)
+    # The letters that are shown do not depend on the width.
+    piped = list_in(columns, monkeypatch, terminal=False)
+    assert sorted("".join("".join(piped).split())) == sorted(said)
+    for name, weights in registry.PUBLISHED.items():
+        (line,) = (line for line in piped if line.strip().startswith(name))
+        assert line.rstrip().endswith(weights.licence)
+
+
+def test_list_keeps_the_score_of_what_is_fetched(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch("tiny")
+    (line,) = (line for line in list_in(80, monkeypatch, terminal=False) if "tiny" in line)
+    assert "fetched" in line and "87.5 PCKh@0.5" in line
 
 
 def test_dead_link(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
