@@ -173,7 +173,7 @@ def convert(
     }
     card = Card(out.stem, "pose", architecture, input_px, **fields)
     # Tensors may share memory, which safetensors does not store.
-    state = {key: value.float().clone() for key, value in named.items()}
+    state = {key: value.detach().float().clone() for key, value in named.items()}
     return save_weights(state, card, out, torch.float32)
 
 
@@ -212,7 +212,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{file}: holds no state dict (names and tensors), nor one under 'state_dict'")
     # Batch normalisation's step counter means nothing at inference.
     stored = {key: value for key, value in content.items() if not key.endswith("num_batches_tracked")}
-    tensors = {re.sub(r"^((module|model)\.)+", "", key): value.detach() for key, value in stored.items()}
+    tensors = {re.sub(r"^((module|model)\.)+", "", key): value for key, value in stored.items()}
     if len(tensors) < len(stored):
         raise WeightsError(f"{file}: holds tensors twice, with and without the prefix 'module.' or 'model.'")
     room = file.stat().st_size
@@ -233,20 +233,21 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _imported(file: Path) -> str | None:
-    """What a bare pickle would import when it is read, beside tensors, if it is one and does."""
+    """What a bare pickle would import when it is read, beside tensors, if the file is one that does."""
     words: list[str] = []
+    found = None
     try:
         with file.open("rb") as stream:
+            # Other files fail before a pickle's end.
             for operation, argument, _ in pickletools.genops(stream):
                 if isinstance(argument, str):
                     words.append(argument)
-                if operation.name in ("GLOBAL", "STACK_GLOBAL"):
+                if operation.name in ("GLOBAL", "STACK_GLOBAL") and found is None:
                     name = ".".join(words[-1].split(" ") if operation.name == "GLOBAL" else words[-2:])
-                    if not name.startswith(("torch.", "collections.")):
-                        return name
-    except (OSError, ValueError, OverflowError):
-        pass
-    return None
+                    found = None if name.startswith(("torch.", "collections.")) else name
+    except (OSError, ValueError):
+        return None
+    return found
 
 
 def _extraction(file: Path) -> str:

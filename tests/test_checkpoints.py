@@ -169,7 +169,7 @@ def test_cards_say_the_conventions(tmp_path: Path) -> None:
     ("width", "stem", "layout", "told"),
     [
         (32, (8, 32, 32), "fpd", False),
-        (32, (64, 32, 32), "bearpaw", True),
+        (32, (64, 32, 32), "bearpaw", False),
         (256, (64, 128, 256), "bearpaw", True),
     ],
 )
@@ -229,18 +229,29 @@ def test_the_line_that_takes_the_state_dict_out_does(tmp_path: Path) -> None:
     convert(tmp_path / "it's theirs-tensors.pth", tmp_path / "ours.safetensors")
 
 
-def test_a_bad_file_is_one_line_without_warnings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["quantized", "nested"])
+def test_a_bad_file_is_one_line_without_warnings(tmp_path: Path, kind: str) -> None:
     state = checkpoints_a(1)[0]
     with warnings.catch_warnings():
         # Torch warns when it makes such, and again when it reads them.
         warnings.simplefilter("ignore")
-        odd = torch.quantize_per_tensor(torch.zeros(16), 0.1, 0, torch.quint8)
+        odd = {
+            "quantized": torch.quantize_per_tensor(torch.zeros(16), 0.1, 0, torch.quint8),
+            "nested": torch.nested.nested_tensor([torch.zeros(3), torch.zeros(4)]),
+        }[kind]
         file = saved(tmp_path, state | {"score.0.bias": odd})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(WeightsError, match=r"score\.0\.bias is no plain tensor") as error:
             convert(file, tmp_path / "ours.safetensors")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["code\nof mine\n", "PK\x03\x04cos\nsystem\n", "<html>"])
+def test_what_is_no_pickle_is_not_called_unsafe(tmp_path: Path, text: str) -> None:
+    (tmp_path / "text.pth").write_text(text)
+    with pytest.raises(WeightsError, match=r"text\.pth: damaged, or no PyTorch file"):
+        convert(tmp_path / "text.pth", tmp_path / "ours.safetensors")
 
 
 def test_an_archive_that_swells_is_refused(tmp_path: Path) -> None:

@@ -136,9 +136,9 @@ def convert_checkpoint(
         raise OptionsError(f"-o {out}: the name must end in .safetensors")
     card = convert(file, out, size, layout, overwrite=overwrite)
     _print({"file": out} | asdict(card))
-    if layout is None and card.training["layout"] == "bearpaw":
+    if layout is None and card.training["layout"] == "bearpaw" and card.architecture["width"] == 256:
         typer.echo(
-            "taken as bearpaw's or anibali's; if it is FPD's (256 wide, it looks the same), convert it again "
+            "taken as bearpaw's or anibali's; FPD's look the same at this width: if it is FPD's, convert it again "
             "with --layout fpd --overwrite",
             err=True,
         )
