@@ -50,7 +50,10 @@ def _numpy_classes() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]
 
     Published checkpoints hold such beside the tensors, as scores and sigmas.
     """
-    functions = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
+    functions: dict[str, Any] = {
+        "scalar": np.float64(0).__reduce__()[0],
+        "_reconstruct": np.zeros(0).__reduce__()[0],
+    }
     return [
         # numpy 1 and 2 say other modules.
         *(

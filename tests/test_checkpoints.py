@@ -247,7 +247,7 @@ def test_a_bad_file_is_one_line_without_warnings(tmp_path: Path, kind: str) -> N
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["code\nof mine\n", "PK\x03\x04cos\nsystem\n", "<html>"])
+@pytest.mark.parametrize("text", ["hello", "PK\x03\x04cos\nsystem\n", "<html>"])
 def test_what_is_no_pickle_is_not_called_unsafe(tmp_path: Path, text: str) -> None:
     (tmp_path / "text.pth").write_text(text)
     with pytest.raises(WeightsError, match=r"text\.pth: damaged, or no PyTorch file"):

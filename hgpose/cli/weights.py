@@ -138,8 +138,8 @@ def convert_checkpoint(
     _print({"file": out} | asdict(card))
     if layout is None and card.training["layout"] == "bearpaw" and card.architecture["width"] == 256:
         typer.echo(
-            "taken as bearpaw's or anibali's; FPD's look the same at this width: if it is FPD's, convert it again "
-            "with --layout fpd --overwrite",
+            "taken as bearpaw's or anibali's; FPD's look the same at this width: if it is FPD's, convert it "
+            "again with --layout fpd --overwrite",
             err=True,
         )
 
