@@ -18,6 +18,8 @@ from hgpose.errors import InputError
 
 #: A heatmap cell spans this many crop px; cell h is centred on crop px 4 h + 1.5.
 HEATMAP_STRIDE_PX = 4
+#: No box reaches further: up to here float32 tells one px from the next, and no image is as large.
+MAX_PX = 2**24
 
 FloatArray = NDArray[np.floating]
 

@@ -191,6 +191,8 @@ def test_coco_json(tmp_path: Path) -> None:
         ("b.csv", "frame,x1,y1,x2,y2\n0,,,,\n", "no boxes in it"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,1,2,3,4\n1,5,6,5,8\n", "line 3: not a box"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,nan,2,3,4\n", "line 2: not a box"),
+        ("b.csv", "frame,x1,y1,x2,y2\n0,1e30,1,5e30,5\n", "line 2: not a box"),
+        ("b.csv", "frame,x1,y1,x2,y2\n0,-1e9,1,5,5\n", "line 2: not a box"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,1,2,three,4\n", "three"),
         ("b.csv", "frame,x1,y1,x2,y2\nfirst,1,2,3,4\n", "first"),
         ("b.csv", "frame,x1,y1,x2,y2\n0\n", "cannot be read as CSV"),
@@ -204,6 +206,7 @@ def test_coco_json(tmp_path: Path) -> None:
         ("b.json", coco(bbox=None), "cannot be read as COCO JSON"),
         ("b.json", coco(bbox=["1", "two", "3", "4"]), "two"),
         ("b.json", coco(bbox=[1, 2, 0, 4]), "annotation 9: not a box"),
+        ("b.json", coco(bbox=[1e30, 1, 5e30, 5]), "annotation 9: not a box"),
         ("b.json", coco(iscrowd=1), "no boxes in it"),
     ],
 )
