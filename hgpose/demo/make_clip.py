@@ -180,6 +180,7 @@ class Scene:
         scenery: floor and wall.
         fps: frames a second.
         seed: of textures and noise; the truth does not depend on it.
+        oversampling: pixels drawn for every one kept, along each axis: finer edges, more time.
     """
 
     actors: tuple[Actor, ...]
@@ -188,6 +189,7 @@ class Scene:
     scenery: Set = field(default_factory=Set)
     fps: int = 25
     seed: int = 0
+    oversampling: int = 2
 
 
 # How far a joint lies under the skin at most, metres: what is nearer to the camera by more hides it.
@@ -242,7 +244,7 @@ def frames(scene: Scene) -> Iterator[tuple[NDArray[np.uint8], list[dict[str, Any
         time_s = index / scene.fps
         camera = [camera for start, camera in scene.shots if start <= time_s][-1]
         if stage is None or stage.camera != camera:
-            stage = Stage(camera, scene.scenery, scene.seed)
+            stage = Stage(camera, scene.scenery, scene.seed, scene.oversampling)
         people, joints = [], []
         for i, (actor, body) in enumerate(zip(scene.actors, bodies, strict=True)):
             at, heading = actor.place(time_s)
