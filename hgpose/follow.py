@@ -31,6 +31,8 @@ Finished = list[tuple[Frame, Poses]]
 
 #: The full filter looks so far ahead and back, seconds, but over no more frames than this.
 _WINDOW_S, _WINDOW_FRAMES = 0.2, 10
+#: Who was found between two detections is looked for on the frames before, over no more than these.
+_BACK_FRAMES = 10
 #: A detection that overlaps a track's box by this shows the track's person.
 _SAME_BOX = 0.3
 #: People whose boxes overlap by more may be mistaken for each other.
@@ -108,8 +110,15 @@ class Follower:
             estimator.keypoint_set, options.lost_s, self._exact, certain=not self._detector.proposes
         )
         self._is_cut = CutDetector()
+        #: Number of the scene's first frame.
+        self._scene = 0
         self._line = DelayLine(
-            estimator.keypoint_set, options, float(fps or 0), live, fills=self._detector.proposes
+            estimator.keypoint_set,
+            options,
+            float(fps or 0),
+            live,
+            fills=self._detector.proposes,
+            back=min(self._detect_every, _BACK_FRAMES),
         )
 
     @property
@@ -152,7 +161,7 @@ class Follower:
         tracker = self._tracker
         if self._is_cut(frame.image):
             tracker.cut()
-            self._since = self._detect_every
+            self._since, self._scene = self._detect_every, self._line.taken
         tracker.predict(frame.time_s)
         followed = [t for t in tracker.tracks if t.missed <= _LOOK_FRAMES]
         boxes = np.array([t.crop_box for t in followed], np.float32).reshape(-1, 4)
@@ -175,7 +184,23 @@ class Follower:
         if not self._exact:
             poses = replace(poses, boxes=_measured(poses, detected))
         tracker.update(poses, detected, self._line.taken, frame.time_s)
+        for track in tracker.tracks:
+            if track.confirmed and not track.traced and not self._exact:
+                self._trace(track)
         return self._line.push(frame, tracker.tracks)
+
+    def _trace(self, track: Track) -> None:
+        """Follows a person who has just been confirmed back to where it came into the picture."""
+        track.traced = True
+        for number, frame in self._line.before(track.sightings[0].number):
+            if number < self._scene:
+                break
+            first = track.sightings[0]
+            there = Detections(first.box[None], np.array([first.box_score], np.float32))
+            poses = self._pose([frame], [there])[0]
+            poses = replace(poses, boxes=_measured(poses, np.zeros(len(poses), np.bool_)))
+            if not self._tracker.see_before(track, poses, number, frame.time_s):
+                break
 
     def _due(self, followed: Sequence[Track], boxes: NDArray[np.float32]) -> bool:
         """Whether the detector must look at this frame."""
@@ -223,8 +248,6 @@ class _Person:
     """A track whose sightings are still to be written."""
 
     track: Track
-    #: Number of the first frame whose sides were not looked at yet.
-    unsided: int = 0
     filter: OneEuroFilter = field(default_factory=OneEuroFilter)
 
 
@@ -237,6 +260,7 @@ class DelayLine:
         fps: of the source, about.
         live: no frame waits.
         fills: where a person is missing on a few frames it is put in.
+        back: frames before its first detection on which a person may still be put in.
 
     Attributes:
         delay: frames that wait, at most.
@@ -251,6 +275,7 @@ class DelayLine:
         fps: float,
         live: bool = False,
         fills: bool = True,
+        back: int = 1,
     ) -> None:
         self._keypoint_set, self._keeps_raw, self._fills = keypoint_set, options.keep_raw, fills
         self._smooth = options.smooth or ("live" if live else "full")
@@ -258,7 +283,7 @@ class DelayLine:
         self._window = min(math.ceil(_WINDOW_S * fps), _WINDOW_FRAMES) if self._smooth == "full" else 0
         self._fixes_sides = options.fix_sides and not live
         ahead = self._window + SWAP_FRAMES * self._fixes_sides
-        self.delay = 0 if live else max(ahead, TRIAL_FRAMES - 1)
+        self.delay = 0 if live else max(ahead, back + TRIAL_FRAMES - 2)
         order = np.array(keypoint_set.flip_order)
         self._pairs = np.column_stack([np.arange(len(order)), order])[np.arange(len(order)) < order]
         self._waiting: deque[Frame] = deque()
@@ -273,6 +298,11 @@ class DelayLine:
         self._waiting.append(frame)
         self.taken += 1
         return [self._finish()] if len(self._waiting) > self.delay else []
+
+    def before(self, number: int) -> list[tuple[int, Frame]]:
+        """The frames that wait before this one, and their numbers, backwards."""
+        first = self.taken - len(self._waiting)
+        return [(n, self._waiting[n - first]) for n in range(min(number, self.taken) - 1, first - 1, -1)]
 
     def flush(self) -> Finished:
         """The frames that still wait: no other will follow."""
@@ -302,9 +332,9 @@ class DelayLine:
         """Puts right the sides of all sightings of a person up to this frame's number."""
         sightings = list(person.track.sightings)
         for i, now in enumerate(sightings):
-            if not person.unsided <= now.number <= upto:
+            if now.sides_checked or now.number > upto:
                 continue
-            person.unsided = now.number + 1
+            now.sides_checked = True
             after = [
                 s for s in sightings[i + 1 : i + 1 + SWAP_FRAMES] if s.number <= now.number + SWAP_FRAMES
             ]

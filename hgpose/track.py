@@ -34,6 +34,8 @@ _TWICE = 0.6
 #: Gains of the box filter for position and velocity. The velocity must be steady: nothing but it tells
 #: where somebody comes out who went behind another.
 _ALPHA, _BETA = 0.3, 0.03
+#: A pose whose score is less than this share of the usual is weak.
+_WEAK = 0.6
 #: The usual score of a track follows its pose's by this share a frame.
 _USUAL = 0.1
 
@@ -51,6 +53,7 @@ class Sighting:
         box: ``(4,)`` float32 xyxy.
         box_score: of the detection.
         heatmap: the person's maps ``(K, h, w)`` and their crop, where they were asked for.
+        sides_checked: left and right were compared with the frames around.
     """
 
     number: int
@@ -61,6 +64,7 @@ class Sighting:
     box: NDArray[np.float32]
     box_score: float
     heatmap: tuple[NDArray[np.float32], CropTransform] | None
+    sides_checked: bool = False
 
 
 class Track:
@@ -69,6 +73,7 @@ class Track:
     Attributes:
         sightings: in order; whoever reads them drops what he no longer needs, never the last.
         confirmed: it is a person, not a ghost of one frame.
+        traced: its first frames were looked for.
         ended: no sighting will follow.
         missed: frames since the last sighting.
         detections: sightings that came with a detection.
@@ -79,7 +84,7 @@ class Track:
 
     def __init__(self, box: NDArray[np.floating], time_s: float, confirmed: bool) -> None:
         self.sightings: deque[Sighting] = deque()
-        self.confirmed, self.ended = confirmed, False
+        self.confirmed, self.traced, self.ended = confirmed, False, False
         self.missed = self.detections = self._count = self._age = 0
         self.usual_score = 0.0
         self.id = -1
@@ -119,7 +124,7 @@ class Track:
     @property
     def weak(self) -> bool:
         """The last pose was much less sure than the track's are as a rule."""
-        return float(self.sightings[-1].scores.mean()) < 0.6 * self.usual_score
+        return float(self.sightings[-1].scores.mean()) < _WEAK * self.usual_score
 
     def predict(self, time_s: float) -> None:
         """Moves on to the time of the next frame."""
@@ -220,13 +225,39 @@ class Tracker:
             track.ended = track.failed(self._lost_s)
         self.tracks = [track for track in self.tracks if not track.ended]
 
+    def see_before(self, track: Track, poses: Poses, number: int, time_s: float) -> bool:
+        """Takes in a track's person on the frame before its first sighting.
+
+        Args:
+            track: whose person was looked for there.
+            poses: what was found.
+            number, time_s: of the frame.
+
+        Returns:
+            Whether the person is there. It is not if the pose is weak, unlike, or already someone else's.
+        """
+        first = track.sightings[0]
+        if not len(poses):
+            return False
+        spread = 2 * self._sigmas
+        box, scores = first.box[None], poses.scores
+        alike = _oks(first.points[None], box, poses.keypoints, poses.boxes, scores, spread)
+        alike = (alike + iou(box, poses.boxes))[0] / 2
+        row = int(alike.argmax())
+        if alike[row] < _SAME or poses.person_scores[row] < _WEAK * track.usual_score:
+            return False
+        sighting = _sighting(poses, row, number, time_s)
+        others = [s for t in self.tracks for s in t.sightings if t is not track and s.number == number]
+        if others:
+            points, boxes = np.stack([s.points for s in others]), np.stack([s.box for s in others])
+            same = _oks(points, boxes, sighting.points[None], sighting.box[None], scores[[row]], spread)
+            if same.max() > _TWICE:
+                return False
+        track.sightings.appendleft(sighting)
+        return True
+
     def _see(self, track: Track, poses: Poses, row: int, detected: bool, number: int) -> None:
-        maps = poses.heatmaps
-        heatmap = None if maps is None else (maps.maps[row], maps.transforms[row])
-        points, scores = poses.keypoints[row], poses.scores[row]
-        raw = np.column_stack([points, scores])
-        score = float(poses.box_scores[row])
-        sighting = Sighting(number, track.time_s, points, scores, raw, poses.boxes[row], score, heatmap)
+        sighting = _sighting(poses, row, number, track.time_s)
         track.see(sighting, detected)
         if not self._exact_boxes:
             sighting.box = track.box
@@ -262,6 +293,16 @@ class Tracker:
             2 * self._sigmas * loose[:, None, None],
         )
         return (oks + iou(boxes, poses.boxes[rows])) / 2
+
+
+def _sighting(poses: Poses, row: int, number: int, time_s: float) -> Sighting:
+    maps = poses.heatmaps
+    heatmap = None if maps is None else (maps.maps[row], maps.transforms[row])
+    points, scores = poses.keypoints[row], poses.scores[row]
+    raw = np.column_stack([points, scores])
+    return Sighting(
+        number, time_s, points, scores, raw, poses.boxes[row], float(poses.box_scores[row]), heatmap
+    )
 
 
 def _oks(

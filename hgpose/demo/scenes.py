@@ -21,7 +21,8 @@ _RIGHT = replace(_NEAR, position=(3.2, -5.6, 1.9))
 
 _BOY = replace(
     MAN,
-    colours=MAN.colours | {"shirt": (0.08, 0.25, 0.08), "trousers": (0.25, 0.2, 0.12), "skin": (0.6, 0.4, 0.3)},
+    colours=MAN.colours
+    | {"shirt": (0.08, 0.25, 0.08), "trousers": (0.25, 0.2, 0.12), "skin": (0.6, 0.4, 0.3)},
 )
 _GIRL = replace(
     WOMAN,
@@ -30,7 +31,9 @@ _GIRL = replace(
 )
 
 
-def _scene(seconds: float, *actors: Actor, shots: tuple[tuple[float, Camera], ...] = ((0.0, _FRONT),)) -> Scene:
+def _scene(
+    seconds: float, *actors: Actor, shots: tuple[tuple[float, Camera], ...] = ((0.0, _FRONT),)
+) -> Scene:
     return Scene(actors, seconds, shots, oversampling=1)
 
 
