@@ -177,7 +177,9 @@ class MadeUpDetector:
 Look = Callable[[Frame, Detections], Poses]
 
 
-def made_up_poses(truth: Sequence[TrueFrame], keypoint_set: KeypointSet, seed: int) -> Look:
+def made_up_poses(
+    truth: Sequence[TrueFrame], keypoint_set: KeypointSet, least_score: float, seed: int
+) -> Look:
     """A pose network that sees in a crop whoever fills it best, with noise; somebody where nobody is."""
     shape = next((f.joints[0, :, :2] - f.boxes[0, :2]) / np.ptp(f.boxes[0].reshape(2, 2), axis=0)
                  for f in truth if len(f.ids))  # fmt: skip
@@ -203,7 +205,7 @@ def made_up_poses(truth: Sequence[TrueFrame], keypoint_set: KeypointSet, seed: i
                 scores[i], spread = rng.exponential(_NOBODY_SCORE), np.full(len(keypoint_set), _HIDDEN_NOISE)
             points[i] += rng.normal(0, 1, points[i].shape) * spread[:, None] * (box[3] - box[1])
         ids = np.full(len(people), -1, np.int64)
-        return Poses(
+        poses = Poses(
             points.astype(np.float32),
             scores.astype(np.float32),
             people.boxes,
@@ -211,6 +213,7 @@ def made_up_poses(truth: Sequence[TrueFrame], keypoint_set: KeypointSet, seed: i
             ids,
             keypoint_set,
         )
+        return poses[np.flatnonzero(poses.person_scores >= least_score)]
 
     return look
 
@@ -308,7 +311,7 @@ def score_clip(
     for seed in range(seeds):
         detector = MadeUpDetector(truth, seed)
         if crops is None:
-            look = made_up_poses(truth, keypoint_set, seed)
+            look = made_up_poses(truth, keypoint_set, options.min_person_score, seed)
         else:
             network = Estimator(detector, crops, options)
 
