@@ -183,7 +183,7 @@ class Follower:
         detected = (poses.boxes[:, None] == boxes[None, :found]).all(axis=-1).any(axis=1)
         if not self._exact:
             poses = replace(poses, boxes=_measured(poses, detected))
-        tracker.update(poses, detected, self._line.taken, frame.time_s)
+        tracker.update(poses, detected, self._line.taken, frame.time_s, frame.image)
         for track in tracker.tracks:
             if track.confirmed and not track.traced and not self._exact:
                 self._trace(track)

@@ -47,7 +47,7 @@ def follow(seen: list[list[NDArray[np.float32]]], options: EstimatorOptions | No
     for t, people in enumerate(seen):
         poses = poses_of(people)
         tracker.predict(t / FPS)
-        tracker.update(poses, np.ones(len(poses), np.bool_), t, t / FPS)
+        tracker.update(poses, np.ones(len(poses), np.bool_), t, t / FPS, frame(t).image)
         finished += line.push(frame(t), tracker.tracks)
     finished += line.flush()
     assert [f.index for f, _ in finished] == list(range(len(seen)))
@@ -128,7 +128,7 @@ def test_certain_people_are_never_dropped() -> None:
     for t, count in enumerate([2, 0, 1]):
         poses = poses_of([stand] * count, score=0.0)
         tracker.predict(t / FPS)
-        tracker.update(poses, np.ones(count, np.bool_), t, t / FPS)
+        tracker.update(poses, np.ones(count, np.bool_), t, t / FPS, frame(t).image)
         finished += line.push(frame(t), tracker.tracks)
     finished += line.flush()
     assert [len(poses) for _, poses in finished] == [2, 0, 1]

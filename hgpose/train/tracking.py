@@ -43,6 +43,8 @@ _NOBODY_SCORE = 0.05
 _SHOWN = 0.25
 #: A box that overlaps a true one by this shows its person (as in the MOT Challenge).
 _FOUND = 0.5
+#: A keypoint moves that is so fast, px a frame.
+_MOVES = 1.0
 #: A crop shows the person it overlaps best, if by this.
 _IN_CROP = 0.3
 
@@ -180,7 +182,7 @@ Look = Callable[[Frame, Detections], Poses]
 def made_up_poses(
     truth: Sequence[TrueFrame], keypoint_set: KeypointSet, least_score: float, seed: int
 ) -> Look:
-    """A pose network that sees in a crop whoever fills it best, with noise; somebody where nobody is."""
+    """A pose network that sees in a crop, with noise, whoever fills it best and shows most."""
     shape = next((f.joints[0, :, :2] - f.boxes[0, :2]) / np.ptp(f.boxes[0].reshape(2, 2), axis=0)
                  for f in truth if len(f.ids))  # fmt: skip
 
@@ -189,11 +191,12 @@ def made_up_poses(
         rng = np.random.default_rng((seed, frame.index, 1))
         rows = np.flatnonzero(here.shown)
         overlap = iou(people.boxes, here.boxes[rows])
+        likely = overlap * (here.joints[rows, :, 2] == 2).mean(axis=1)
         points = np.zeros((len(people), len(keypoint_set), 2))
         scores = np.zeros(points.shape[:2])
         for i, box in enumerate(people.boxes):
             if len(rows) and overlap[i].max() >= _IN_CROP:
-                joints = here.joints[rows[overlap[i].argmax()]]
+                joints = here.joints[rows[likely[i].argmax()]]
                 seen = joints[:, 2] == 2
                 points[i], scores[i] = joints[:, :2], np.where(seen, _SEEN_SCORE, _HIDDEN_SCORE)
                 # Where a joint outside the picture is nobody can tell.
@@ -417,6 +420,8 @@ def _lag(right: Array, given: Array) -> float:
     velocity = (right[:, 2:] - right[:, :-2]) / 2
     error = (given - right)[:, 1:-1]
     both = np.isfinite(error) & np.isfinite(velocity)
+    # Whoever hardly moves cannot be late.
+    both &= np.linalg.norm(velocity, axis=-1, keepdims=True) >= _MOVES
     # A keypoint that is always off to one side is not late.
     count = np.maximum(both.sum(axis=1, keepdims=True), 1)
     error = error - np.where(both, error, 0).sum(axis=1, keepdims=True) / count
