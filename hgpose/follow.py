@@ -35,25 +35,30 @@ _WINDOW_S, _WINDOW_FRAMES = 0.2, 10
 _BACK_FRAMES = 10
 #: A detection that overlaps a track's box by this shows the track's person.
 _SAME_BOX = 0.3
-#: People whose boxes overlap by more may be mistaken for each other.
-_CROWDED = 0.3
+#: People whose boxes overlap by more may be mistaken for each other: the detector looks on every n-th frame.
+_CROWDED, _CROWDED_EVERY = 0.3, 2
 #: Frames for which a person out of sight is still looked for where he should be by now.
 _LOOK_FRAMES = 2
 #: Pictures are compared at this size, px.
 _THUMBNAIL_WH = (24, 16)
-#: At a cut pictures correlate less than this, and differ by at least so many grey levels.
+#: At a cut pictures correlate less than this, and differ by at least so many grey levels;
 _CUT_CORRELATION, _CUT_LEVELS = 0.5, 8.0
+#: or less than this, if that is so many times as much of a change as has been usual lately.
+_SIMILAR_CORRELATION, _CUT_CHANGE = 0.75, 15.0
+#: Share of the usual change that a new one replaces.
+_USUAL_CHANGE = 0.1
 
 
 class CutDetector:
     """Sees where one scene ends and the next begins at once (a hard cut).
 
     Neighbouring frames of a scene look alike when small, whatever moves on them, and also if the light
-    changes; frames of two scenes do not.
+    changes; frames of two scenes do not, or less than has been usual if both are of one place.
     """
 
     def __init__(self) -> None:
         self._before: NDArray[np.float32] | None = None
+        self._change = 0.0
 
     def __call__(self, image: NDArray[np.uint8]) -> bool:
         """Whether a new scene begins with this image ``(H, W, 3)`` uint8 RGB."""
@@ -66,7 +71,11 @@ class CutDetector:
         if before is None:
             return False
         alike = float((grey * before).sum()) / max(float(np.linalg.norm(grey) * np.linalg.norm(before)), 1e-6)
-        return alike < _CUT_CORRELATION and float(np.abs(grey - before).mean()) > _CUT_LEVELS
+        usual, self._change = self._change, self._change + _USUAL_CHANGE * (1 - alike - self._change)
+        if float(np.abs(grey - before).mean()) <= _CUT_LEVELS:
+            return False
+        sudden = alike < _SIMILAR_CORRELATION and 1 - alike > _CUT_CHANGE * usual
+        return alike < _CUT_CORRELATION or sudden
 
 
 class Follower:
@@ -74,8 +83,8 @@ class Follower:
 
     Args:
         estimator: its options say who is looked for and whether and how people are followed.
-        detect_every: the detector runs at least on every n-th frame; twice as often where nobody is,
-            people overlap or get lost.
+        detect_every: the detector runs at least on every n-th frame; twice as often where nobody is or
+            people get lost, on every second one where they overlap.
         fps: of the source; ``None`` for an image set, whose images are each by itself.
         live: the source is a camera: no frame waits for another.
 
@@ -204,15 +213,16 @@ class Follower:
 
     def _due(self, followed: Sequence[Track], boxes: NDArray[np.float32]) -> bool:
         """Whether the detector must look at this frame."""
-        if self._since >= self._detect_every or any(t.on_trial for t in self._tracker.tracks):
+        if any(t.on_trial for t in self._tracker.tracks):
             return True
+        crowded = bool((np.triu(iou(boxes, boxes), 1) > _CROWDED).any())
         uneasy = (
             not followed
             or len(followed) < len(self._tracker.tracks)
             or any(t.weak or t.missed > 1 for t in followed)
-            or bool((np.triu(iou(boxes, boxes), 1) > _CROWDED).any())
         )
-        return uneasy and self._since >= math.ceil(self._detect_every / 2)
+        enough = math.ceil(self._detect_every / 2) if uneasy else self._detect_every
+        return self._since >= (min(enough, _CROWDED_EVERY) if crowded else enough)
 
     def _room(self, people: Detections, known: Sequence[int]) -> Detections:
         """Those who are followed already, and as many others as may be shown."""

@@ -37,12 +37,10 @@ _TWICE = 0.6
 #: Gains of the box filter for position and velocity. The velocity must be steady: nothing but it tells
 #: where somebody comes out who went behind another.
 _ALPHA, _BETA = 0.3, 0.03
-#: Gain for the velocity of people who overlap, whose poses are drawn to each other.
-_CROWDED_BETA = 0.005
 #: Boxes of people who are too near to each other to be measured well overlap by this.
 _NEAR = 0.1
 #: Who is out of sight is expected to slow down, with this time constant, seconds,
-_COAST_S = 0.5
+_COAST_S = 1.0
 #: and to be found around there, within a standard deviation of so many own heights for each second.
 _STRAY = 0.5
 #: The clothes of a person: where they are seen, as shares of the way from one keypoint to another.
@@ -168,8 +166,7 @@ class Track:
         if self.sightings:
             self._center = self._center + _ALPHA * error
             self._size = self._size + _ALPHA * (size - self._size)
-            gain = _CROWDED_BETA if crowded else _BETA
-            self._velocity = self._velocity + gain * error / max(self.absent_s, 1e-3)
+            self._velocity = self._velocity + _BETA * error / max(self.absent_s, 1e-3)
         self._seen_center, self._seen_s = self._center, self.time_s
         score = float(sighting.scores.mean())
         self.usual_score += (_USUAL if self.sightings else 1.0) * (score - self.usual_score)
