@@ -310,6 +310,10 @@ def score_clip(
     Raises:
         InputError: the clip has another number of frames than the truth.
     """
+    with VideoSource(video) as source:
+        count = sum(1 for _ in source)
+    if count != len(truth):
+        raise InputError(f"{video}: {count} frames, but {len(truth)} in its truth")
     accumulators, motions = [], []
     for seed in range(seeds):
         detector = MadeUpDetector(truth, seed)
@@ -329,8 +333,6 @@ def score_clip(
                 video, _Rehearsed(detector, keypoint_set, how, look, known), detect_every
             )
         full = runs["full"]
-        if len(full.poses) != len(truth):
-            raise InputError(f"{video}: {len(full.poses)} frames, but {len(truth)} in its truth")
         true_ids = lives(truth, full.fps, options.lost_s)
         accumulators.append(_events(truth, true_ids, full.poses))
         motion = motion_scores(truth, true_ids, {s: run.poses for s, run in runs.items()}, keypoint_set)
@@ -383,25 +385,33 @@ def motion_scores(
 ) -> dict[str, float]:
     """What each smoothing does to the keypoints of the people found.
 
+    Args:
+        truth: T frames.
+        true_ids: from :func:`lives`.
+        found: for each smoothing, ``none`` among them, T frames' people.
+        keypoint_set: of the poses.
+
     Returns:
-        For each smoothing ``pck_NAME``, PCK@0.2 of the torso in percent; ``lag_NAME``, frames by which
-        keypoints come late: the error's least-squares factor on the true velocity; and ``jitter_NAME``,
-        the error's mean acceleration, px a frame squared.
+        For each smoothing ``pck_NAME``, PCK@0.2 of the torso in percent; ``lag_NAME``, frames by which it
+        makes keypoints come late: the least-squares factor of what it changes on the true velocity; and
+        ``jitter_NAME``, the error's mean acceleration, px a frame squared.
     """
     scores: dict[str, float] = {}
     count = max((int(ids.max()) for ids in true_ids if len(ids)), default=-1) + 1
-    for smooth, poses in found.items():
-        shape = (count, len(truth), len(keypoint_set), 2)
-        right, given = np.full(shape, np.nan), np.full(shape, np.nan)
-        for t, (frame, ids, people) in enumerate(zip(truth, true_ids, poses, strict=True)):
-            right[ids, t] = np.where(frame.joints[..., 2:] > 0, frame.joints[..., :2], np.nan)
-            for i, j in join(iou(frame.boxes, people.boxes), _FOUND):
+    shape = (count, len(truth), len(keypoint_set), 2)
+    right = np.full(shape, np.nan)
+    given = {smooth: np.full(shape, np.nan) for smooth in found}
+    for t, (frame, ids) in enumerate(zip(truth, true_ids, strict=True)):
+        right[ids, t] = np.where(frame.joints[..., 2:] > 0, frame.joints[..., :2], np.nan)
+        for smooth, poses in found.items():
+            for i, j in join(iou(frame.boxes, poses[t].boxes), _FOUND):
                 if frame.shown[i]:
-                    given[ids[i], t] = people.keypoints[j]
+                    given[smooth][ids[i], t] = poses[t].keypoints[j]
+    for smooth, points in given.items():
         scores |= {
-            f"pck_{smooth}": _pck(right, given, keypoint_set),
-            f"lag_{smooth}": _lag(right, given),
-            f"jitter_{smooth}": _acceleration(given - right),
+            f"pck_{smooth}": _pck(right, points, keypoint_set),
+            f"lag_{smooth}": _lag(right, points - given["none"]),
+            f"jitter_{smooth}": _acceleration(points - right),
         }
     return scores
 
@@ -416,17 +426,13 @@ def _pck(right: Array, given: Array, keypoint_set: KeypointSet) -> float:
     return pck(points, np.nan_to_num(joints), labelled, size).weighted_mean
 
 
-def _lag(right: Array, given: Array) -> float:
-    velocity = (right[:, 2:] - right[:, :-2]) / 2
-    error = (given - right)[:, 1:-1]
-    both = np.isfinite(error) & np.isfinite(velocity)
+def _lag(right: Array, change: Array) -> float:
+    velocity, change = (right[:, 2:] - right[:, :-2]) / 2, change[:, 1:-1]
+    both = np.isfinite(change) & np.isfinite(velocity)
     # Whoever hardly moves cannot be late.
     both &= np.linalg.norm(velocity, axis=-1, keepdims=True) >= _MOVES
-    # A keypoint that is always off to one side is not late.
-    count = np.maximum(both.sum(axis=1, keepdims=True), 1)
-    error = error - np.where(both, error, 0).sum(axis=1, keepdims=True) / count
     moved = float(np.square(velocity[both]).sum())
-    return -float((error[both] * velocity[both]).sum()) / moved if moved else float("nan")
+    return -float((change[both] * velocity[both]).sum()) / moved if moved else float("nan")
 
 
 def _acceleration(points: Array) -> float:
