@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hgpose.errors import InputError
 from hgpose.geometry import CropTransform
 from hgpose.models.finder import PersonFinder
-from hgpose.network import Network
+from hgpose.network import Network, warp
 from hgpose.types import Detections, Frame
 
 #: Two boxes that overlap by more than this are the same person.
@@ -115,8 +115,8 @@ class PersonDetector:
             by_shape.setdefault(frame.image.shape, []).append(i)
         for (h, w, _), rows in by_shape.items():
             transform = CropTransform.letterbox((w, h), self.card.input_px, 64)
-            centres, distances = self.network([transform.warp(frames[i].image) for i in rows])
-            boxes, scores = (t.cpu().numpy() for t in PersonFinder.decode(centres, distances))
+            crops = warp([frames[i].image for i in rows], [transform] * len(rows), self.network.device)
+            boxes, scores = (t.cpu().numpy() for t in PersonFinder.decode(*self.network(crops)))
             for i, box, score in zip(rows, boxes, scores, strict=True):
                 sure = score >= self.threshold
                 found[i] = self._people(box[sure], score[sure], transform, (w, h))

@@ -17,7 +17,7 @@ from hgpose.detect import Detector, PersonDetector, WholeFrame, choose, read_box
 from hgpose.device import choose_device
 from hgpose.geometry import CropTransform, heatmap_to_crop
 from hgpose.keypoints import keypoint_set
-from hgpose.network import Network
+from hgpose.network import Network, warp
 from hgpose.options import EstimatorOptions
 from hgpose.types import Detections, Frame, Heatmaps, ModelInfo, Poses
 from hgpose.weights import DEFAULT_FINDER, load_weights
@@ -70,21 +70,21 @@ class CropEstimator:
         parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
         for start in range(0, len(images), self.batch):
             chunk = slice(start, start + self.batch)
-            crops = [t.warp(image) for image, t in zip(images[chunk], transforms[chunk], strict=True)]
-            maps = self._heatmaps(crops)
+            maps = self._heatmaps(warp(images[chunk], transforms[chunk], self.network.device))
             parts.append((*self._decode(maps), maps.clamp(0, 1) if keep_heatmaps else None))
         if not parts:
             return np.zeros((0, k, 2), np.float32), np.zeros((0, k), np.float32), None
-        cells = torch.cat([p[0] for p in parts]).cpu().numpy()
-        scores = torch.cat([p[1] for p in parts]).cpu().numpy()
+        # One copy back, and the only wait for the device.
+        found = torch.cat([torch.cat([p[0], p[1][..., None]], dim=-1) for p in parts]).cpu().numpy()
+        cells, scores = found[..., :2], np.ascontiguousarray(found[..., 2])
         points = np.stack([t.to_image(p) for t, p in zip(transforms, heatmap_to_crop(cells), strict=True)])
         kept = torch.cat([p[2] for p in parts if p[2] is not None]).cpu().numpy() if keep_heatmaps else None
         return points.astype(np.float32), scores, kept
 
-    def _heatmaps(self, crops: Sequence[NDArray[np.uint8]]) -> Tensor:
+    def _heatmaps(self, crops: Tensor) -> Tensor:
         if not self.flip_test:
             return self._read(self.network(crops)[-1])
-        both = self._read(self.network([*crops, *(c[:, ::-1] for c in crops)])[-1])
+        both = self._read(self.network(torch.cat([crops, crops.flip(-1)]))[-1])
         straight, mirrored = both.chunk(2)
         order, shift = self.keypoint_set.flip_order, self.card.shift_heatmap
         return (straight + heatmaps.flip(mirrored, order, shift)) / 2

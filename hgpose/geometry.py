@@ -117,31 +117,69 @@ class CropTransform:
         width, height = self.size_wh
         if onto is None:
             onto = np.zeros((height, width, 3), dtype=np.uint8)
-        matrix = self.matrix
-        shrink = int(self.width_px / width)
-        if shrink >= 2:
-            # Bilinear sampling alone skips pixels when it shrinks; average whole blocks first.
-            image, matrix = self._shrunk_window(image, shrink)
+        part = self.part((image.shape[1], image.shape[0]))
+        x1, y1, x2, y2 = part.window
+        image = image[y1:y2, x1:x2]
+        if part.size_wh != (x2 - x1, y2 - y1):
+            image = np.asarray(cv2.resize(image, part.size_wh, interpolation=cv2.INTER_AREA), np.uint8)
         cv2.warpAffine(
-            image, matrix, self.size_wh, dst=onto, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT
+            image,
+            part.matrix,
+            self.size_wh,
+            dst=onto,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_TRANSPARENT,
         )
         return onto
 
-    def _shrunk_window(
-        self, image: NDArray[np.uint8], shrink: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """The part of the image under the window, ``shrink`` times smaller, and its map to the crop."""
+    def part(self, image_wh: tuple[int, int]) -> CropPart:
+        """What of an image the crop is sampled from.
+
+        Bilinear sampling alone skips pixels when it shrinks: then whole blocks are averaged first.
+        """
+        shrink = int(self.width_px / self.size_wh[0])
+        if shrink < 2:
+            return CropPart((0, 0, *image_wh), image_wh, self.matrix)
         right, bottom = self.size_wh[0] - 1.0, self.size_wh[1] - 1.0
         corners = self.to_image(np.array([[0, 0], [right, 0], [0, bottom], [right, bottom]]))
-        height, width = image.shape[:2]
+        width, height = image_wh
         low = np.floor(corners.min(axis=0)).astype(int) - 2 * shrink
         high = np.ceil(corners.max(axis=0)).astype(int) + 2 * shrink
-        x1, y1 = np.clip(low, 0, [width - 1, height - 1])
-        x2, y2 = np.clip(high, [x1 + 1, y1 + 1], [width, height])
+        x1, y1 = (int(v) for v in np.clip(low, 0, [width - 1, height - 1]))
+        x2, y2 = (int(v) for v in np.clip(high, [x1 + 1, y1 + 1], [width, height]))
         w, h = max((x2 - x1) // shrink, 1), max((y2 - y1) // shrink, 1)
-        window = cv2.resize(image[y1:y2, x1:x2], (int(w), int(h)), interpolation=cv2.INTER_AREA)
         # Small px p covers image px x1 + (p + 0.5) * ratio - 0.5.
         ratio = np.array([(x2 - x1) / w, (y2 - y1) / h])
         origin = np.array([x1, y1]) + 0.5 * ratio - 0.5
         linear, offset = self.matrix[:, :2], self.matrix[:, 2]
-        return np.asarray(window, dtype=np.uint8), np.column_stack([linear * ratio, linear @ origin + offset])
+        return CropPart((x1, y1, x2, y2), (w, h), np.column_stack([linear * ratio, linear @ origin + offset]))
+
+
+@dataclass(frozen=True)
+class CropPart:
+    """The part of an image that a crop shows, made smaller by averaging where it is much too large.
+
+    Attributes:
+        window: x1, y1, x2, y2: columns x1 to x2 - 1 and rows y1 to y2 - 1 of the image.
+        size_wh: size that the window is averaged down to, px.
+        matrix: ``(2, 3)`` float64, px of the averaged window to crop px.
+    """
+
+    window: tuple[int, int, int, int]
+    size_wh: tuple[int, int]
+    matrix: NDArray[np.float64]
+
+    def grid_matrix(self, crop_wh: tuple[int, int]) -> NDArray[np.float64]:
+        """``(2, 3)`` float64: where to sample the averaged window for a crop of this size.
+
+        Both sides are counted from -1 to 1, edge to edge, as ``torch.nn.functional.affine_grid`` does
+        with ``align_corners=False``.
+        """
+
+        def to_px(size_wh: tuple[int, int]) -> NDArray[np.float64]:
+            w, h = size_wh
+            return np.array([[w / 2, 0, (w - 1) / 2], [0, h / 2, (h - 1) / 2], [0, 0, 1]])
+
+        matrix = np.vstack([self.matrix, [0.0, 0.0, 1.0]])
+        both: NDArray[np.float64] = np.linalg.inv(matrix @ to_px(self.size_wh)) @ to_px(crop_wh)
+        return both[:2]

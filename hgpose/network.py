@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hgpose.device import half_pays, has_fast_bfloat16
 from hgpose.errors import OptionsError
+from hgpose.geometry import CropPart, CropTransform
 from hgpose.models.hourglass import fold_batch_norms
 from hgpose.weights import Card
 
 
 class Network:
-    """A trained network on a device, in its precision, fed with 8-bit images.
+    """A trained network on a device, in its precision, fed with crops.
 
     Args:
         model: in evaluation mode; it is changed (folded, moved) and must not be used elsewhere.
@@ -61,15 +63,58 @@ class Network:
         dtype = torch.bfloat16 if bfloat else torch.float16
         return torch.autocast(self.device.type, dtype, enabled=self.half)
 
-    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> Any:
-        """The network's raw output, on the device, of N images ``(S, S, 3)`` uint8 RGB."""
-        batch = torch.from_numpy(np.stack(images))
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()
-        # An (N, S, S, 3) array seen as (N, 3, S, S) already lies in channels_last order.
-        pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+    def __call__(self, crops: Tensor) -> Any:
+        """The network's raw output, on the device, of crops as :func:`warp` makes them."""
         with torch.inference_mode(), self._precision():
-            return self._compute(pixels * self._gain + self._bias)
+            return self._compute(crops * self._gain + self._bias)
+
+
+def warp(
+    images: Sequence[NDArray[np.uint8]], transforms: Sequence[CropTransform], device: torch.device
+) -> Tensor:
+    """Crops of images, on the device: ``(N, 3, h, w)`` float32 RGB in [0, 255], channels_last.
+
+    On a GPU nothing waits for it: frames are copied from pinned memory, cropped and scaled there.
+
+    Args:
+        images: N images ``(H, W, 3)`` uint8 RGB; the same one may stand there often.
+        transforms: N crops of one size, one for each.
+        device: where the crops are wanted.
+    """
+    if device.type == "cpu":
+        pixels = np.stack([t.warp(image) for image, t in zip(images, transforms, strict=True)])
+        # An (N, h, w, 3) array seen as (N, 3, h, w) already lies in channels_last order.
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    there = {
+        key: _upload(torch.from_numpy(image), device) for key, image in {id(i): i for i in images}.items()
+    }
+    parts = [t.part((image.shape[1], image.shape[0])) for image, t in zip(images, transforms, strict=True)]
+    grids = np.stack([p.grid_matrix(t.size_wh) for p, t in zip(parts, transforms, strict=True)])
+    width, height = transforms[0].size_wh
+    shape = [len(parts), 3, height, width]
+    places = F.affine_grid(_upload(torch.from_numpy(grids).float(), device), shape, align_corners=False)
+    crops = [sample(there[id(i)], part, grid) for i, part, grid in zip(images, parts, places, strict=True)]
+    return torch.stack(crops).contiguous(memory_format=torch.channels_last)
+
+
+def _upload(values: Tensor, device: torch.device) -> Tensor:
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def sample(image: Tensor, part: CropPart, grid: Tensor) -> Tensor:
+    """What :meth:`CropTransform.warp` does with OpenCV, on any device: ``(3, h, w)`` float32.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        part: of the image, to sample from.
+        grid: ``(h, w, 2)`` float32, where, as ``torch.nn.functional.grid_sample`` counts.
+    """
+    x1, y1, x2, y2 = part.window
+    window = image[y1:y2, x1:x2].permute(2, 0, 1)[None].float()
+    w, h = part.size_wh
+    if (w, h) != (x2 - x1, y2 - y1):
+        window = F.interpolate(window, size=(h, w), mode="area")
+    return F.grid_sample(window, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
 
 
 def _openvino(model: nn.Module, device: torch.device, half: bool) -> Callable[[Tensor], list[Tensor]]:

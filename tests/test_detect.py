@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from hgpose.detect import GivenBoxes, PersonDetector, WholeFrame, iou, read_boxes, suppress
 from hgpose.errors import InputError
@@ -65,11 +64,12 @@ class FakeFinder:
 
     def __init__(self, peaks: list[tuple[int, int, float]], *sides_px: float) -> None:
         self.card = Card("fake", "person", {}, 128, (0, 0, 0), (1, 1, 1), threshold=0.5)
+        self.device = torch.device("cpu")
         self.peaks, self.sides_px = peaks, sides_px or (8.0, 12.0, 8.0, 12.0)
         self.shapes: list[tuple[int, ...]] = []
 
-    def __call__(self, images: list[NDArray[np.uint8]]) -> tuple[torch.Tensor, torch.Tensor]:
-        n, (h, w, _) = len(images), images[0].shape
+    def __call__(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        n, _, h, w = crops.shape
         self.shapes.append((n, h, w))
         centres = torch.full((n, h // 4, w // 4), -9.0)
         for x, y, score in self.peaks:
