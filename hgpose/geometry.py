@@ -74,11 +74,12 @@ class CropTransform:
     def letterbox(cls, image_wh: tuple[int, int], side_px: int, multiple_px: int) -> CropTransform:
         """The window that shows a whole image, scaled to the area of a square of ``side_px``.
 
-        So a wide frame costs a network what a square one does, and people on it are not smaller. The
-        crop's sides are multiples of ``multiple_px``; what is too much shows no image.
+        So a wide frame costs a network what a square one does, and people on it are not smaller; no side
+        becomes longer than four times ``side_px``, though. The crop's sides are multiples of
+        ``multiple_px``; what is too much shows no image.
         """
         w, h = image_wh
-        scale = side_px / math.sqrt(w * h)
+        scale = min(side_px / math.sqrt(w * h), 4 * side_px / max(w, h))
         size_w, size_h = (max(math.ceil(v * scale / multiple_px - 1e-6), 1) * multiple_px for v in (w, h))
         return cls(((w - 1) / 2, (h - 1) / 2), size_w / scale, (size_w, size_h))
 

@@ -105,10 +105,9 @@ def test_openvino_backend(tmp_path: Path) -> None:
     theirs, ours = (
         Network(*load_weights(path, "person"), cpu, False, backend) for backend in ("openvino", "torch")
     )
-    rng = np.random.default_rng(0)
-    for shape in ((1, 64, 64, 3), (3, 64, 128, 3)):
-        images = list(rng.integers(0, 256, shape, np.uint8))
-        for a, b in zip(theirs(images), ours(images), strict=True):
+    for shape in ((1, 3, 64, 64), (3, 3, 64, 128)):
+        crops = 255 * torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        for a, b in zip(theirs(crops), ours(crops), strict=True):
             np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=TOLERANCE, atol=TOLERANCE)
 
 

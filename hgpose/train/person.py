@@ -153,7 +153,9 @@ def box_loss(distances: Tensor, boxes: Tensor, shares: Tensor) -> Tensor:
         shares: ``(N, h, w)`` weights.
     """
     y, x = (
-        torch.from_numpy(heatmap_to_crop(np.arange(size, dtype=np.float32), FINDER_STRIDE_PX)).to(distances.device)
+        torch.from_numpy(heatmap_to_crop(np.arange(size, dtype=np.float32), FINDER_STRIDE_PX)).to(
+            distances.device
+        )
         for size in distances.shape[-2:]
     )
     y = y[:, None]
