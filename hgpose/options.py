@@ -199,7 +199,7 @@ class VideoOptions:
     start_s: float = 0.0
     end_s: float | None = None
     every: int = 1
-    detect_every: int = 10
+    detect_every: int = 8
     overwrite: bool = False
     resume: bool = False
     chunk_s: float = 60.0
@@ -252,7 +252,7 @@ class CameraOptions:
     mirror: bool = False
     record: Path | None = None
     save: tuple[str, ...] = ("overlay", "csv", "json")
-    detect_every: int = 10
+    detect_every: int = 8
     window: bool = True
     serve: int | None = None
     host: str = "127.0.0.1"

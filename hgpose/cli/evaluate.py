@@ -230,7 +230,7 @@ def eval_track(
         from hgpose.demo.scenes import rendered
         from hgpose.weights import cache_folder
 
-        named = rendered(cache or cache_folder())
+        named = rendered(cache or cache_folder(), lambda name: typer.echo(f"rendering {name}", err=True))
     estimator = None if exact else load_estimator(options)
     scored: dict[str, Any] = {}
     if named:
@@ -250,6 +250,10 @@ def eval_track(
     if estimator is not None:
         for video in (clip for clip in clips or [] if clip.suffix != ".json"):
             scored[video.name] = score_video(video, estimator, detect_every, start, end)
+    # JSON has no NaN: what there is nothing to score of.
+    scored = {
+        clip: {key: None if v != v else v for key, v in scores.items()} for clip, scores in scored.items()
+    }
     _print_clips(scored, as_json, as_markdown)
 
 

@@ -292,9 +292,7 @@ def render(scene: Scene, video: Path, truth: Path) -> None:
         "skeleton": [[a + 1, b + 1] for a, b in BODY19.edges],
     }
     document = {"images": images, "annotations": annotations, "categories": [category]}
-    part = truth.with_name(f"part-{truth.name}")
-    part.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
-    part.replace(truth)
+    truth.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 _FACE: dict[str, Colour] = {"lips": (0.42, 0.17, 0.14), "eyes": (0.06, 0.05, 0.05)}

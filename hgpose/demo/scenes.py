@@ -6,9 +6,12 @@ Developer tool: rendering needs ``pip install hgpose[demo]``.
 from __future__ import annotations
 
 import hashlib
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from hgpose.atomic import output_errors
 from hgpose.demo.make_clip import MAN, WOMAN, Action, Actor, Scene, jump, punch, render, stand, walk
 from hgpose.demo.render import Camera
 from hgpose.errors import InputError
@@ -51,13 +54,13 @@ SCENES: dict[str, Scene] = {
         Actor(_BOY, ((0, -1.6, -0.4, 90), (4.8, 2.0, -0.4, 90)), _WALK),
         Actor(_GIRL, ((0, -3.2, 0.4, 90), (4.8, 4.2, 0.4, 90)), _WALK),
     ),
-    "past two who stand": _scene(
+    "passing": _scene(
         4.8,
         Actor(MAN, ((0, -0.8, 0.2, 10),)),
         Actor(_GIRL, ((0, 0.9, 0.3, -20),)),
         Actor(WOMAN, ((0, -3.2, -0.7, 90), (4.8, 3.2, -0.7, 90)), _WALK),
     ),
-    "hidden for a while": _scene(
+    "hidden": _scene(
         4.8,
         Actor(_BOY, ((0, 0.1, -0.7, 0),)),
         Actor(
@@ -73,7 +76,7 @@ SCENES: dict[str, Scene] = {
         Actor(_GIRL, ((0, -1.2, -0.5, 90), (5.6, 4.2, -0.5, 90)), _WALK),
         Actor(_BOY, ((0, 1.8, -1.1, -90), (5.6, -4.0, -1.1, -90)), _WALK),
     ),
-    "leaving and returning": _scene(
+    "returning": _scene(
         6.4,
         # Out of the picture at the left for about 0.6 s, and at the right for about 2 s.
         Actor(
@@ -99,29 +102,37 @@ SCENES: dict[str, Scene] = {
 }
 
 
-def rendered(folder: Path) -> dict[str, tuple[Path, Path]]:
+def rendered(folder: Path, report: Callable[[str], None] = lambda name: None) -> dict[str, tuple[Path, Path]]:
     """The clips, each a video and its truth; those that are missing are rendered, which takes minutes.
 
     Args:
         folder: that keeps them; another version of the renderer makes its clips anew.
+        report: called with the name of a clip that is about to be rendered.
 
     Raises:
         InputError: the body model is not installed.
+        OutputError: the folder cannot be written to.
     """
     code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))))
     place = folder / f"clips-{code.hexdigest()[:8]}"
-    place.mkdir(parents=True, exist_ok=True)
     found = {}
     for name, scene in SCENES.items():
-        video = place / f"{name.replace(' ', '-')}.mp4"
-        truth = video.with_suffix(".json")
-        # The truth is written last.
+        video, truth = place / f"{name}.mp4", place / f"{name}.json"
         if not truth.exists():
-            try:
-                render(scene, video, truth)
-            except ModuleNotFoundError as error:
-                raise InputError(
-                    f"rendering needs {error.name}: pip install -c constraints.txt '.[demo]'"
-                ) from error
+            report(name)
+            with output_errors(place):
+                place.mkdir(parents=True, exist_ok=True)
+                work = tempfile.TemporaryDirectory(dir=place)
+            with work:
+                parts = Path(work.name, "video.mp4"), Path(work.name, "truth.json")
+                try:
+                    render(scene, *parts)
+                except ModuleNotFoundError as error:
+                    raise InputError(
+                        f"rendering needs {error.name}: pip install -c constraints.txt '.[demo]'"
+                    ) from error
+                # Where there is a truth there is a whole video.
+                parts[0].replace(video)
+                parts[1].replace(truth)
         found[name] = (video, truth)
     return found

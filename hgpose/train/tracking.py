@@ -342,7 +342,12 @@ def score_clip(
 
 def _events(truth: Sequence[TrueFrame], true_ids: Sequence[NDArray[np.int64]], found: Sequence[Poses]) -> Any:
     """A motmetrics accumulator of a clip's frames."""
-    import motmetrics
+    try:
+        import motmetrics
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"scores of ids need {error.name}: pip install -c constraints.txt '.[train]'"
+        ) from error
 
     events = motmetrics.MOTAccumulator(auto_id=True)
     for frame, ids, poses in zip(truth, true_ids, found, strict=True):
