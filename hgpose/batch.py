@@ -175,8 +175,10 @@ def _locked(out: str | Path) -> Iterator[None]:
             raise OutputError(
                 f"{out}: another batch is at work there; wait for it, or choose another -o"
             ) from None
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
 
 
 class _Manifest:
@@ -198,7 +200,9 @@ class _Manifest:
         with ThreadPoolExecutor(_REQUESTS) as pool:
             records = pool.map(lambda name: read_origin(place.read(name)), names)
         self._records = {
-            Path(name).stem: record for name, record in zip(names, records, strict=True) if record
+            Path(name).stem: record
+            for name, record in zip(names, records, strict=True)
+            if record is not None and record.keys() >= {"state", "problems", "files", "origin", "written"}
         }
 
     def record(self, key: str) -> Mapping[str, Any] | None:

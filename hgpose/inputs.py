@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -69,28 +69,31 @@ def find_items(inputs: Sequence[str], out: str) -> tuple[list[Item], list[tuple[
         files = finder.list_of(given) if _is_list(given) else finder.find(given, len(inputs) > 1)
         for location, name in files:
             found.setdefault(location, name)
-    return _items(found.items()), finder.failures
+    return _items(found.items(), finder.fail), finder.failures
 
 
 def _is_list(given: str) -> bool:
     return PurePosixPath(given).suffix.lower() == _LIST_SUFFIX and (is_uri(given) or Path(given).is_file())
 
 
-def _items(found: Iterable[_File]) -> list[Item]:
+def _items(found: Iterable[_File], fail: Callable[[str, str], None]) -> list[Item]:
     items: list[Item] = []
-    sets: dict[str, list[_File]] = {}
+    sets: dict[str, dict[str, str]] = {}
     for location, name in found:
         path = PurePosixPath(name)
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            sets.setdefault(str(path.parent), []).append((location, path.name))
+            images = sets.setdefault(str(path.parent), {})
+            if (other := images.setdefault(path.name, location)) != location:
+                fail(location, f"{shown(location)}: would be called {name}, as {shown(other)} is; rename one")
         else:
             stem = str(path.with_suffix(""))
             items.append(Item(stem, shown(location), path.name, False, ((location, path.name),)))
-    for folder, files in sets.items():
-        name = str(PurePosixPath(folder, _SET_STEM))
-        label = shown(files[0][0]).removesuffix(files[0][1]).rstrip("/") or "."
-        files.sort(key=lambda file: (natural_key(PurePosixPath(file[1])), file))
-        items.append(Item(name, label, "images" if folder == "." else folder, True, tuple(files)))
+    for folder, images in sets.items():
+        names = sorted(images, key=lambda name: (natural_key(PurePosixPath(name)), name))
+        label = shown(images[names[0]]).removesuffix(names[0]).rstrip("/") or "."
+        files = tuple((images[name], name) for name in names)
+        source = "images" if folder == "." else folder
+        items.append(Item(str(PurePosixPath(folder, _SET_STEM)), label, source, True, files))
     return sorted(items, key=lambda item: natural_key(PurePosixPath(item.name)))
 
 
@@ -118,16 +121,16 @@ class _Finder:
             raise OptionsError(f"{shown(given)}: a stream is no part of a batch; use hgpose video")
         if not given:
             # To Path that is the folder one is in.
-            self._fail(given, "an input without a name; check what the shell made of the command")
+            self.fail(given, "an input without a name; check what the shell made of the command")
             return []
         before = len(self.failures)
         try:
             files = self._remote(given, several) if is_uri(given) else self._local(given, several)
         except InputError as error:
-            self._fail(given, str(error))
+            self.fail(given, str(error))
             return []
         if not files and len(self.failures) == before:
-            self._fail(given, f"{shown(given)}: no video or image there")
+            self.fail(given, f"{shown(given)}: no video or image there")
         return files
 
     def list_of(self, given: str) -> list[_File]:
@@ -139,15 +142,16 @@ class _Finder:
             else:
                 data = Path(given).read_bytes()
         except (OSError, InputError) as error:
-            self._fail(given, f"{shown(given)}: cannot be read as a list of inputs ({error})")
+            self.fail(given, f"{shown(given)}: cannot be read as a list of inputs ({error})")
             return []
         lines = [line.strip() for line in os.fsdecode(data).removeprefix("\ufeff").split("\n")]
         if not any(lines):
-            self._fail(given, f"{shown(given)}: an empty list; write an input a line")
+            self.fail(given, f"{shown(given)}: an empty list; write an input a line")
         found = [location for line in lines if line for location, _ in self.find(line, several=False)]
         return list(zip(found, _below_common(found), strict=True))
 
-    def _fail(self, name: str, reason: str) -> None:
+    def fail(self, name: str, reason: str) -> None:
+        """Notes what cannot be found."""
         self.failures.append((shown(name), reason))
 
     def _local(self, given: str, several: bool) -> list[_File]:
@@ -175,7 +179,7 @@ class _Finder:
         results = None if is_uri(self._out) else Path(self._out).resolve()
 
         def refuse(error: OSError) -> None:
-            self._fail(
+            self.fail(
                 str(error.filename), f"{error.filename}: cannot be read ({error.strerror}); check its rights"
             )
 
@@ -212,7 +216,7 @@ class _Finder:
                 continue
             location = system.unstrip_protocol(key)
             if ".." in parts:
-                self._fail(location, f"{shown(location)}: its name leads out of the folder; rename it")
+                self.fail(location, f"{shown(location)}: its name leads out of the folder; rename it")
             else:
                 files.append((location, str(PurePosixPath(prefix, name))))
         return files

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hgpose.errors import InputError
 from hgpose.options import EstimatorOptions, VideoOptions
 from hgpose.places import file_system, is_uri, remote
 from hgpose.weights import DEFAULT_FINDER, find_weights, read_card
@@ -26,7 +25,7 @@ def identity(locations: Sequence[str]) -> str:
     """A name for the present state of some files: sizes and times, behind a URI what the store says.
 
     Raises:
-        InputError: one is not there.
+        InputError: a store does not answer, or a file behind a URI is not there.
     """
     digest = hashlib.sha256()
     for location in locations:
@@ -41,8 +40,9 @@ def _state(location: str) -> list[str]:
         return [str(info.get(key)) for key in ("size", "ETag", "mtime", "LastModified", "last_modified")]
     try:
         found = Path(location).stat()
-    except OSError as error:
-        raise InputError(f"{location}: cannot be read ({error.strerror}); check the name") from error
+    except OSError:
+        # Whoever reads it will say so.
+        return []
     return [str(found.st_size), str(found.st_mtime_ns)]
 
 
@@ -50,7 +50,7 @@ def origin(how: EstimatorOptions, what: VideoOptions, inputs: Sequence[str]) -> 
     """All that the keypoints of some files depend on.
 
     Raises:
-        InputError: a file is not there.
+        InputError: as of :func:`identity`.
         WeightsError: weights are missing.
     """
     finder = read_card(find_weights(DEFAULT_FINDER)).sha256 if how.detector == "person" else None
