@@ -10,14 +10,19 @@ Everything is told from the names and shapes of the tensors. Two families of net
 
 from __future__ import annotations
 
+import math
 import pickle
+import pickletools
 import re
+import shlex
+import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,8 +39,39 @@ _STRIDES_PX = {"stacked_hourglass": 4 * 2**_DEPTH, "hourglass52": Hourglass52.st
 _SETS = {len(s): s.name for s in (MPII16, COCO17)}
 #: MPII's annotated centres sit high: all who train on it look lower by 15 px of 200.
 _MPII_SHIFT = 15 / 200
-#: Most names of a list that an error message shows.
-_SHOWN = 8
+#: Characters of a tensor's name that a message shows at most.
+_SHOWN = 120
+#: What tensors of a trained network may be stored as.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _numpy_classes() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What numpy's numbers and arrays are read with, none of which runs code; not arrays of objects.
+
+    Published checkpoints hold such beside the tensors, as scores and sigmas.
+    """
+    functions: dict[str, Any] = {
+        "scalar": np.float64(0).__reduce__()[0],
+        "_reconstruct": np.zeros(0).__reduce__()[0],
+    }
+    return [
+        # numpy 1 and 2 say other modules.
+        *(
+            (f, f"numpy.{core}.multiarray.{name}")
+            for name, f in functions.items()
+            for core in ("core", "_core")
+        ),
+        (np.ndarray, "numpy.ndarray"),
+        (np.dtype, "numpy.dtype"),
+        *(
+            (getattr(np.dtypes, name), f"numpy.dtypes.{name}")
+            for name in np.dtypes.__all__
+            if name not in ("ObjectDType", "StringDType")
+        ),
+    ]
+
+
+_NUMPY = _numpy_classes()
 
 
 @dataclass(frozen=True)
@@ -95,7 +131,7 @@ def convert(
         file: a PyTorch file: a state dict, or a dictionary with one under ``state_dict``.
         out: the safetensors file; its stem becomes the card's name.
         input_px: side of the network's input, which the tensors do not tell.
-        layout: a key of :data:`LAYOUTS`; ``None``: as the names of the tensors and the width say. Networks
+        layout: a key of :data:`LAYOUTS`; ``None``: as the names and shapes of the tensors say. Networks
             of FPD that are 256 wide look like bearpaw's and must be named.
         details: further fields of the card.
         overwrite: whether ``out`` and the card beside it may be replaced.
@@ -113,7 +149,7 @@ def convert(
         raise OptionsError(f"--layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
     if not overwrite and (taken := next((p for p in (out, out.with_suffix(".json")) if p.exists()), None)):
         raise OutputError(f"{taken}: exists already; add --overwrite to replace it, or choose another name")
-    state, architecture, found = rename(read_tensors(file), file)
+    named, architecture, found = rename(read_tensors(file), file)
     chosen = layout or found
     if chosen != found and {chosen, found} != {"bearpaw", "fpd"}:
         raise OptionsError(f"{file}: its layout is {found}, not {chosen}; leave out --layout")
@@ -134,35 +170,40 @@ def convert(
         "center_shift": _MPII_SHIFT if mpii else 0.0,
         "data": ("MPII Human Pose, for research" if mpii else "COCO",),
         "licence": f"{source.licence} (of the code)",
-        "training": {"source": source.source, "file": file.name},
+        "training": {"source": source.source, "layout": chosen, "file": file.name},
         **source.card,
         **(details or {}),
     }
     card = Card(out.stem, "pose", architecture, input_px, **fields)
+    # Tensors may share memory, which safetensors does not store.
+    state = {key: value.detach().float().clone() for key, value in named.items()}
     return save_weights(state, card, out, torch.float32)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The named tensors of a PyTorch file on the CPU, without wrappers' prefixes.
+    """The named tensors of a PyTorch file on the CPU, without wrappers' prefixes; their numbers unchecked.
 
-    Only tensors and plain values are ever read (``weights_only=True``): nothing in the file is run.
+    Only tensors, plain values and numpy's numbers are ever read (``weights_only=True``): nothing in the
+    file is run.
 
     Raises:
         WeightsError: missing, damaged, holding other things, or without tensors.
     """
     try:
         _check_sums(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY):
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{file}: no such file") from None
-    except pickle.UnpicklingError as error:
-        if what := re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error)):
-            raise WeightsError(
-                f"{file}: holds {what[1]}, which is no tensor and could run code when it is read, so it was "
-                "not: ask its author for a file with the state dict alone"
-            ) from error
-        raise WeightsError(f"{file}: damaged, or no PyTorch file; get it again") from error
     except Exception as error:  # The library fails in many ways on a damaged file.
+        named = re.search(r"(?:GLOBAL|global|class) '?([\w.]+)", str(error))
+        if what := named[1] if named and isinstance(error, pickle.UnpicklingError) else _imported(file):
+            raise WeightsError(
+                f"{file}: holds {_short(what)}, which is no tensor and could run code when it is read, so it "
+                "was not: ask its author for a file with the state dict alone; or, only if you trust it with "
+                f"your computer, take that out yourself: {_extraction(file)}"
+            ) from error
         raise WeightsError(f"{file}: damaged, or no PyTorch file; get it again") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
@@ -172,39 +213,77 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
     ):
         raise WeightsError(f"{file}: holds no state dict (names and tensors), nor one under 'state_dict'")
-    tensors = dict(content)
-    for prefix in ("model.", "module."):
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     # Batch normalisation's step counter means nothing at inference.
-    tensors = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+    stored = {key: value for key, value in content.items() if not key.endswith("num_batches_tracked")}
+    tensors = {re.sub(r"^((module|model)\.)+", "", key): value for key, value in stored.items()}
+    if len(tensors) < len(stored):
+        raise WeightsError(f"{file}: holds tensors twice, with and without the prefix 'module.' or 'model.'")
+    room = file.stat().st_size
     for key, value in tensors.items():
         if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
-            raise WeightsError(f"{file}: {key} is no plain tensor; ask its author for a plain state dict")
-        if not (value.is_floating_point() and bool(value.isfinite().all())):
             raise WeightsError(
-                f"{file}: {key} is not all finite real numbers: damaged, or no trained weights"
+                f"{file}: {_short(key)} is no plain tensor; ask its author for a plain state dict"
             )
-    # Tensors may share memory, which safetensors does not store.
-    return {key: value.clone() for key, value in tensors.items()}
+        # A tensor can be stored as one number that is repeated, without end.
+        size = math.prod(value.shape) * value.element_size()
+        room -= size
+        if size == 0 or size > value.untyped_storage().nbytes() or room < 0:
+            raise WeightsError(
+                f"{file}: {_short(key)} has the shape {tuple(value.shape)}, but the file does not hold as "
+                "many numbers: damaged, or no trained weights"
+            )
+    return tensors
+
+
+def _imported(file: Path) -> str | None:
+    """What a bare pickle would import when it is read, beside tensors, if the file is one that does."""
+    words: list[str] = []
+    found = None
+    try:
+        with file.open("rb") as stream:
+            # Other files fail before a pickle's end.
+            for operation, argument, _ in pickletools.genops(stream):
+                if isinstance(argument, str):
+                    words.append(argument)
+                if operation.name in ("GLOBAL", "STACK_GLOBAL") and found is None:
+                    name = ".".join(words[-1].split(" ") if operation.name == "GLOBAL" else words[-2:])
+                    found = None if name.startswith(("torch.", "collections.")) else name
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _extraction(file: Path) -> str:
+    """The shell's line that reads all of a file, runs what it asks to, and keeps the tensors."""
+    code = (
+        'import sys, torch; c = torch.load(sys.argv[1], "cpu", weights_only=False); '
+        'torch.save(dict(c.get("state_dict", c)), sys.argv[2])'
+    )
+    return shlex.join(["python", "-c", code, str(file), f"{file.stem}-tensors.pth"])
 
 
 def _check_sums(file: Path) -> None:
     """Compares the parts of a zip archive with the sums in it, which PyTorch does not do.
 
     Raises:
-        zipfile.BadZipFile: a part is damaged. Files of PyTorch before 1.6 are no archives and have no sums.
+        zipfile.BadZipFile: a part is damaged, or they are larger than the file: PyTorch does not compress.
+            Files of PyTorch before 1.6 are no archives and have no sums.
     """
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        if sum(part.file_size for part in parts) > file.stat().st_size:
+            raise zipfile.BadZipFile("larger than its file")
         # PyTorch can be told to leave the sums out; then all are 0.
-        if any(part.CRC for part in archive.infolist()) and (bad := archive.testzip()):
+        if any(part.CRC for part in parts) and (bad := archive.testzip()):
             raise zipfile.BadZipFile(bad)
 
 
 def rename(tensors: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Public tensors under our names.
+
+    The layout is that of which most names are there.
 
     Args:
         tensors: from :func:`read_tensors`.
@@ -215,48 +294,55 @@ def rename(tensors: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor]
         :data:`LAYOUTS`.
 
     Raises:
-        WeightsError: unknown layout, or tensors that are missing, too many, or of another shape.
+        WeightsError: unknown layout, tensors that are missing, too many or of another shape (the message
+            lists all), or numbers that no trained network has.
     """
-    for mark, reader in _READERS.items():
-        if mark in tensors:
-            try:
-                layout, architecture, theirs, unused = reader(tensors)
-                break
-            except KeyError as error:
-                raise WeightsError(f"{file}: the tensor {error} is missing") from error
-            except IndexError as error:
-                raise WeightsError(
-                    f"{file}: a kernel that tells the network's width is a single number: damaged"
-                ) from error
-    else:
+    most = 0
+    for reader in _READERS:
+        reading = reader(tensors)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            shapes = {key: value.shape for key, value in build_model(reading[1]).state_dict().items()}
+        theirs = {reading[2](key): key for key in shapes if not key.endswith("num_batches_tracked")}
+        if (here := len(theirs.keys() & tensors.keys())) > most:
+            most, (layout, architecture, _, unused), names, wanted = here, reading, theirs, shapes
+    if not most:
         raise WeightsError(
             f"{file}: of no known layout (bearpaw, anibali, princeton-vl, FPD, MMPose hourglass52); its "
             f"tensors are called {_listed(tensors)}"
         )
-    with torch.device("meta"):
-        wanted = build_model(architecture).state_dict()
-    names = {theirs(key): key for key in wanted if not key.endswith("num_batches_tracked")}
-    missing = sorted(names.keys() - tensors.keys())
-    unexpected = sorted(key for key in tensors.keys() - names.keys() if not unused.match(key))
-    if missing or unexpected:
-        raise WeightsError(
-            f"{file}: looks like {layout} but does not fit: missing {_listed(missing)}; "
-            f"unexpected {_listed(unexpected)}"
-        )
-    wrong = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[key].shape)}"
-        for name, key in names.items()
-        if tensors[name].shape != wanted[key].shape
-    ]
-    if wrong:
-        raise WeightsError(f"{file}: looks like {layout} but has other shapes: {_listed(wrong)}")
-    return {key: tensors[name] for name, key in names.items()}, architecture, layout
+    faults = {
+        "missing": [name for name in names if name not in tensors],
+        "unexpected": [key for key in tensors if key not in names and not unused.match(key)],
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[key])}"
+            for name, key in names.items()
+            if name in tensors and tensors[name].shape != wanted[key]
+        ],
+    }
+    if any(faults.values()):
+        said = "; ".join(f"{what} {_listed(found)}" for what, found in faults.items())
+        raise WeightsError(f"{file}: looks like {layout} but does not fit: {said}")
+    state = {key: tensors[name] for name, key in names.items()}
+    for name, key in names.items():
+        value = state[key]
+        if value.dtype not in _DTYPES or not value.float().isfinite().all():
+            raise WeightsError(
+                f"{file}: {name} is not all finite real numbers ({value.dtype}): damaged, or no trained "
+                "weights"
+            )
+        if key.endswith("running_var") and value.min() < 0:
+            raise WeightsError(f"{file}: {name} is a variance below 0: damaged, or no trained weights")
+    return state, architecture, layout
 
 
-def _listed(names: Mapping[str, Any] | list[str]) -> str:
-    shown = ", ".join(list(names)[:_SHOWN])
-    more = len(names) - _SHOWN
-    return (shown or "none") + (f" and {more} more" if more > 0 else "")
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(_short, names)) or "none"
+
+
+def _short(name: str) -> str:
+    """A name as messages show it: a hostile file's may have any length."""
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}... ({len(name)} characters)"
 
 
 #: What a reader says: the layout, the architecture, their name of each of our tensors, and which of
@@ -277,17 +363,28 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return len({m[1] for key in tensors if (m := re.match(pattern, key))})
 
 
-def _family_a(tensors: Mapping[str, Tensor], residuals: str, conv: str, score: str) -> dict[str, Any]:
+def _channels(tensors: Mapping[str, Tensor], layer: str, published: int) -> int:
+    """Of a layer's result; ``published`` where the layer is missing, which is complained of elsewhere."""
+    found = (tensors.get(f"{layer}.{part}") for part in ("weight", "bias"))
+    return next((value.shape[0] for value in found if value is not None and value.ndim), published)
+
+
+def _family_a(
+    tensors: Mapping[str, Tensor], residuals: str, conv: str, hourglass: str, score: str
+) -> dict[str, Any]:
     """The architecture from the shapes of the stem and of the first stack's scores."""
-    first, second, third = (tensors[f"{name}.conv3{conv}.weight"].shape[0] for name in residuals.split())
-    stem = [tensors[f"{residuals.split()[0]}.bn1.weight"].shape[0], first, second]
+    first, second, third = residuals.split()
     return {
         "kind": "stacked_hourglass",
-        "outputs": tensors[f"{score.format(0)}.weight"].shape[0],
-        "stacks": _count(tensors, re.escape(score).replace(r"\{\}", r"(\d+)")),
-        "width": third,
+        "outputs": _channels(tensors, score, 16),
+        "stacks": max(_count(tensors, hourglass), 1),
+        "width": _channels(tensors, f"{third}.conv3{conv}", 256),
         "depth": _DEPTH,
-        "stem": stem,
+        "stem": [
+            _channels(tensors, f"{first}.bn1", 64),
+            _channels(tensors, f"{first}.conv3{conv}", 128),
+            _channels(tensors, f"{second}.conv3{conv}", 128),
+        ],
     }
 
 
@@ -308,7 +405,7 @@ _PLACES = {"branch": 0, "down": 1, "up": 2}
 
 
 def _bearpaw(tensors: Mapping[str, Tensor]) -> _Reading:
-    architecture = _family_a(tensors, "layer1.0 layer2.0 layer3.0", "", "score.{}")
+    architecture = _family_a(tensors, "layer1.0 layer2.0 layer3.0", "", r"hg\.(\d+)\.", "score.0")
 
     def level(match: re.Match[str]) -> str:
         stack, inner, place = match[1], match[2].count("inner."), match[3]
@@ -320,8 +417,9 @@ def _bearpaw(tensors: Mapping[str, Tensor]) -> _Reading:
         key = re.sub(r"^hourglasses\.(\d+)\.((?:inner\.)*)(?:(branch|down|up)\.)?", level, key)
         return _substitute(_BEARPAW, key)
 
-    # FPD scales the stem with the width; bearpaw and anibali know one width only.
-    layout = "bearpaw" if architecture["width"] == 256 else "fpd"
+    # FPD scales the stem with the width; at bearpaw's own width the two are the same.
+    width, stem = architecture["width"], architecture["stem"]
+    layout = "fpd" if width != 256 and stem[0] * 4 == width else "bearpaw"
     return layout, architecture, theirs, _NOTHING
 
 
@@ -347,7 +445,7 @@ _PRINCETON = {
 
 
 def _princeton(tensors: Mapping[str, Tensor]) -> _Reading:
-    architecture = _family_a(tensors, "pre.1 pre.3 pre.4", ".conv", "outs.{}.conv")
+    architecture = _family_a(tensors, "pre.1 pre.3 pre.4", ".conv", r"hgs\.(\d+)\.", "outs.0.conv")
     # Every residual stores a skip; where the widths agree it is never run.
     unused = re.compile(r".*\.skip_layer\.conv\.(weight|bias)$")
     return "princeton", architecture, lambda key: _substitute(_PRINCETON, key), unused
@@ -374,14 +472,9 @@ def _mmpose(tensors: Mapping[str, Tensor]) -> _Reading:
     # Version 0.x and 1.x.
     head = "keypoint_head" if any(key.startswith("keypoint_head.") for key in tensors) else "head"
     score = f"{head}.multi_final_layers.0"
-    architecture = {"kind": "hourglass52", "outputs": tensors[f"{score}.weight"].shape[0]}
+    architecture = {"kind": "hourglass52", "outputs": _channels(tensors, score, 17)}
     rules = {**_MMPOSE, r"^score": score}
     return "mmpose", architecture, lambda key: _substitute(rules, key), _NOTHING
 
 
-#: By a tensor that only this layout has.
-_READERS: dict[str, Callable[[Mapping[str, Tensor]], _Reading]] = {
-    "layer1.0.conv1.weight": _bearpaw,
-    "pre.0.conv.weight": _princeton,
-    "backbone.stem.0.conv.weight": _mmpose,
-}
+_READERS: tuple[Callable[[Mapping[str, Tensor]], _Reading], ...] = (_bearpaw, _princeton, _mmpose)

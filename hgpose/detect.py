@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgpose.errors import InputError
-from hgpose.geometry import CropTransform
+from hgpose.geometry import MAX_PX, CropTransform
 from hgpose.models.finder import PersonFinder
 from hgpose.network import Network, warp
 from hgpose.types import Detections, Frame
@@ -193,8 +193,9 @@ def read_boxes(path: Path) -> GivenBoxes:
     by_index: dict[int, list[tuple[float, ...]]] = {}
     by_name: dict[str, list[tuple[float, ...]]] = {}
     for where, key, (x1, y1, x2, y2, score) in rows:
-        if not (np.isfinite([x1, y1, x2, y2, score]).all() and x2 > x1 and y2 > y1):
-            raise InputError(f"{path}: {where}: not a box with x1 < x2 and y1 < y2")
+        far = np.abs([x1, y1, x2, y2]).max()
+        if not (far <= MAX_PX and np.isfinite(score) and x2 > x1 and y2 > y1):
+            raise InputError(f"{path}: {where}: not a box with x1 < x2 and y1 < y2, within {MAX_PX} px")
         if isinstance(key, int):
             by_index.setdefault(key, []).append((x1, y1, x2, y2, score))
         else:

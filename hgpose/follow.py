@@ -31,27 +31,34 @@ Finished = list[tuple[Frame, Poses]]
 
 #: The full filter looks so far ahead and back, seconds, but over no more frames than this.
 _WINDOW_S, _WINDOW_FRAMES = 0.2, 10
+#: Who was found between two detections is looked for on the frames before, over no more than these.
+_BACK_FRAMES = 10
 #: A detection that overlaps a track's box by this shows the track's person.
 _SAME_BOX = 0.3
-#: People whose boxes overlap by more may be mistaken for each other.
-_CROWDED = 0.3
+#: People whose boxes overlap by more may be mistaken for each other: the detector looks on every n-th frame.
+_CROWDED, _CROWDED_EVERY = 0.3, 2
 #: Frames for which a person out of sight is still looked for where he should be by now.
 _LOOK_FRAMES = 2
 #: Pictures are compared at this size, px.
 _THUMBNAIL_WH = (24, 16)
-#: At a cut pictures correlate less than this, and differ by at least so many grey levels.
+#: At a cut pictures correlate less than this, and differ by at least so many grey levels;
 _CUT_CORRELATION, _CUT_LEVELS = 0.5, 8.0
+#: or less than this, if that is so many times as much of a change as has been usual lately.
+_SIMILAR_CORRELATION, _CUT_CHANGE = 0.75, 15.0
+#: Share of the usual change that a new one replaces.
+_USUAL_CHANGE = 0.1
 
 
 class CutDetector:
     """Sees where one scene ends and the next begins at once (a hard cut).
 
     Neighbouring frames of a scene look alike when small, whatever moves on them, and also if the light
-    changes; frames of two scenes do not.
+    changes; frames of two scenes do not, or less than has been usual if both are of one place.
     """
 
     def __init__(self) -> None:
         self._before: NDArray[np.float32] | None = None
+        self._change = 0.0
 
     def __call__(self, image: NDArray[np.uint8]) -> bool:
         """Whether a new scene begins with this image ``(H, W, 3)`` uint8 RGB."""
@@ -64,7 +71,11 @@ class CutDetector:
         if before is None:
             return False
         alike = float((grey * before).sum()) / max(float(np.linalg.norm(grey) * np.linalg.norm(before)), 1e-6)
-        return alike < _CUT_CORRELATION and float(np.abs(grey - before).mean()) > _CUT_LEVELS
+        usual, self._change = self._change, self._change + _USUAL_CHANGE * (1 - alike - self._change)
+        if float(np.abs(grey - before).mean()) <= _CUT_LEVELS:
+            return False
+        sudden = alike < _SIMILAR_CORRELATION and 1 - alike > _CUT_CHANGE * usual
+        return alike < _CUT_CORRELATION or sudden
 
 
 class Chooser:
@@ -91,8 +102,8 @@ class Follower:
 
     Args:
         estimator: its options say who is looked for and whether and how people are followed.
-        detect_every: the detector runs at least on every n-th frame; twice as often where nobody is,
-            people overlap or get lost.
+        detect_every: the detector runs at least on every n-th frame; twice as often where nobody is or
+            people get lost, on every second one where they overlap.
         fps: of the source; ``None`` for an image set, whose images are each by itself.
         live: the source is a camera: no frame waits for another.
 
@@ -128,8 +139,15 @@ class Follower:
             estimator.keypoint_set, options.lost_s, self._exact, certain=not self._detector.proposes
         )
         self._is_cut = CutDetector()
+        #: Number of the scene's first frame.
+        self._scene = 0
         self._line = DelayLine(
-            estimator.keypoint_set, options, float(fps or 0), live, fills=self._detector.proposes
+            estimator.keypoint_set,
+            options,
+            float(fps or 0),
+            live,
+            fills=self._detector.proposes,
+            back=min(self._detect_every, _BACK_FRAMES),
         )
 
     @property
@@ -170,7 +188,7 @@ class Follower:
         tracker = self._tracker
         if self._is_cut(frame.image):
             tracker.cut()
-            self._since = self._detect_every
+            self._since, self._scene = self._detect_every, self._line.taken
         tracker.predict(frame.time_s)
         followed = [t for t in tracker.tracks if t.missed <= _LOOK_FRAMES]
         boxes = np.array([t.crop_box for t in followed], np.float32).reshape(-1, 4)
@@ -192,20 +210,37 @@ class Follower:
         detected = (poses.boxes[:, None] == boxes[None, :found]).all(axis=-1).any(axis=1)
         if not self._exact:
             poses = replace(poses, boxes=_measured(poses, detected))
-        tracker.update(poses, detected, self._line.taken, frame.time_s)
+        tracker.update(poses, detected, self._line.taken, frame.time_s, frame.image)
+        for track in tracker.tracks:
+            if track.confirmed and not track.traced and not self._exact:
+                self._trace(track)
         return self._line.push(frame, tracker.tracks)
+
+    def _trace(self, track: Track) -> None:
+        """Follows a person who has just been confirmed back to where it came into the picture."""
+        track.traced = True
+        for number, frame in self._line.before(track.sightings[0].number):
+            if number < self._scene:
+                break
+            first = track.sightings[0]
+            there = Detections(first.box[None], np.array([first.box_score], np.float32))
+            poses = self._pose([frame], [there])[0]
+            poses = replace(poses, boxes=_measured(poses, np.zeros(len(poses), np.bool_)))
+            if not self._tracker.see_before(track, poses, number, frame.time_s):
+                break
 
     def _due(self, followed: Sequence[Track], boxes: NDArray[np.float32]) -> bool:
         """Whether the detector must look at this frame."""
-        if self._since >= self._detect_every or any(t.on_trial for t in self._tracker.tracks):
+        if any(t.on_trial for t in self._tracker.tracks):
             return True
+        crowded = bool((np.triu(iou(boxes, boxes), 1) > _CROWDED).any())
         uneasy = (
             not followed
             or len(followed) < len(self._tracker.tracks)
             or any(t.weak or t.missed > 1 for t in followed)
-            or bool((np.triu(iou(boxes, boxes), 1) > _CROWDED).any())
         )
-        return uneasy and self._since >= math.ceil(self._detect_every / 2)
+        enough = math.ceil(self._detect_every / 2) if uneasy else self._detect_every
+        return self._since >= (min(enough, _CROWDED_EVERY) if crowded else enough)
 
     def _room(self, people: Detections, known: Sequence[int]) -> Detections:
         """Those who are followed already, and as many others as may be shown."""
@@ -241,8 +276,6 @@ class _Person:
     """A track whose sightings are still to be written."""
 
     track: Track
-    #: Number of the first frame whose sides were not looked at yet.
-    unsided: int = 0
     filter: OneEuroFilter = field(default_factory=OneEuroFilter)
 
 
@@ -255,6 +288,7 @@ class DelayLine:
         fps: of the source, about.
         live: no frame waits.
         fills: where a person is missing on a few frames it is put in.
+        back: frames before its first detection on which a person may still be put in.
 
     Attributes:
         delay: frames that wait, at most.
@@ -269,6 +303,7 @@ class DelayLine:
         fps: float,
         live: bool = False,
         fills: bool = True,
+        back: int = 1,
     ) -> None:
         self._keypoint_set, self._keeps_raw, self._fills = keypoint_set, options.keep_raw, fills
         self._smooth = options.smooth or ("live" if live else "full")
@@ -276,7 +311,7 @@ class DelayLine:
         self._window = min(math.ceil(_WINDOW_S * fps), _WINDOW_FRAMES) if self._smooth == "full" else 0
         self._fixes_sides = options.fix_sides and not live
         ahead = self._window + SWAP_FRAMES * self._fixes_sides
-        self.delay = 0 if live else max(ahead, TRIAL_FRAMES - 1)
+        self.delay = 0 if live else max(ahead, back + TRIAL_FRAMES - 2)
         order = np.array(keypoint_set.flip_order)
         self._pairs = np.column_stack([np.arange(len(order)), order])[np.arange(len(order)) < order]
         self._waiting: deque[Frame] = deque()
@@ -291,6 +326,11 @@ class DelayLine:
         self._waiting.append(frame)
         self.taken += 1
         return [self._finish()] if len(self._waiting) > self.delay else []
+
+    def before(self, number: int) -> list[tuple[int, Frame]]:
+        """The frames that wait before this one, and their numbers, backwards."""
+        first = self.taken - len(self._waiting)
+        return [(n, self._waiting[n - first]) for n in range(min(number, self.taken) - 1, first - 1, -1)]
 
     def flush(self) -> Finished:
         """The frames that still wait: no other will follow."""
@@ -320,9 +360,9 @@ class DelayLine:
         """Puts right the sides of all sightings of a person up to this frame's number."""
         sightings = list(person.track.sightings)
         for i, now in enumerate(sightings):
-            if not person.unsided <= now.number <= upto:
+            if now.sides_checked or now.number > upto:
                 continue
-            person.unsided = now.number + 1
+            now.sides_checked = True
             after = [
                 s for s in sightings[i + 1 : i + 1 + SWAP_FRAMES] if s.number <= now.number + SWAP_FRAMES
             ]

@@ -18,18 +18,20 @@ from hgpose.errors import InputError
 
 #: A heatmap cell spans this many crop px; cell h is centred on crop px 4 h + 1.5.
 HEATMAP_STRIDE_PX = 4
+#: No box reaches further: up to here float32 tells one px from the next, and no image is as large.
+MAX_PX = 2**24
 
 FloatArray = NDArray[np.floating]
 
 
-def heatmap_to_crop(points_xy: FloatArray) -> FloatArray:
-    """Heatmap px ``(..., 2)`` to crop px."""
-    return points_xy * HEATMAP_STRIDE_PX + (HEATMAP_STRIDE_PX - 1) / 2
+def heatmap_to_crop(points_xy: FloatArray, stride_px: int = HEATMAP_STRIDE_PX) -> FloatArray:
+    """Heatmap px ``(..., 2)`` to crop px, for cells of ``stride_px``."""
+    return points_xy * stride_px + (stride_px - 1) / 2
 
 
-def crop_to_heatmap(points_xy: FloatArray) -> FloatArray:
+def crop_to_heatmap(points_xy: FloatArray, stride_px: int = HEATMAP_STRIDE_PX) -> FloatArray:
     """Crop px ``(..., 2)`` to heatmap px; the inverse of :func:`heatmap_to_crop`."""
-    return (points_xy - (HEATMAP_STRIDE_PX - 1) / 2) / HEATMAP_STRIDE_PX
+    return (points_xy - (stride_px - 1) / 2) / stride_px
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,15 @@ class CropTransform:
         return cls(((x1 + x2) / 2, (y1 + y2) / 2 + shift * side), side * padding, (size_px, size_px))
 
     @classmethod
-    def letterbox(cls, image_wh: tuple[int, int], longest_px: int, multiple_px: int) -> CropTransform:
-        """The window that shows a whole image, its longer side scaled to ``longest_px``.
+    def letterbox(cls, image_wh: tuple[int, int], side_px: int, multiple_px: int) -> CropTransform:
+        """The window that shows a whole image, scaled to the area of a square of ``side_px``.
 
-        The crop's sides are multiples of ``multiple_px``; what is too much shows no image.
+        So a wide frame costs a network what a square one does, and people on it are not smaller; no side
+        becomes longer than four times ``side_px``, though. The crop's sides are multiples of
+        ``multiple_px``; what is too much shows no image.
         """
         w, h = image_wh
-        scale = longest_px / max(w, h)
+        scale = min(side_px / math.sqrt(w * h), 4 * side_px / max(w, h))
         size_w, size_h = (max(math.ceil(v * scale / multiple_px - 1e-6), 1) * multiple_px for v in (w, h))
         return cls(((w - 1) / 2, (h - 1) / 2), size_w / scale, (size_w, size_h))
 

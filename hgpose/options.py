@@ -30,7 +30,9 @@ class TrainOptions:
         ema: decay a step of the averaged weights.
         seed: of initialisation, order and augmentation.
         resume: go on from the run's checkpoint.
-        init: weights to begin with, a name or a path.
+        init: weights to begin with, a name or a path; a person finder can begin as a pose network, too.
+        freeze_stem: leave the stem as ``init`` has it. It is the dearest part to train, and what it has
+            learned serves everywhere.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
         half: bfloat16 arithmetic where it pays; ``None``: where the processor has it.
         workers: processes that prepare crops.
@@ -50,6 +52,7 @@ class TrainOptions:
     seed: int = 0
     resume: bool = False
     init: str | None = None
+    freeze_stem: bool = False
     device: str = "auto"
     half: bool | None = None
     workers: int = 1
@@ -66,6 +69,7 @@ class TrainOptions:
         _require((self.epochs or self.minutes or 0) > 0, "--epochs and --minutes must be above 0")
         _require(self.learning_rate > 0, f"--lr must be above 0, not {self.learning_rate}")
         _require(0 <= self.decay <= 1, f"--decay must lie in 0 to 1, not {self.decay}")
+        _require(self.init is not None or not self.freeze_stem, "--freeze-stem goes with --init only")
         _require(self.workers >= 0, f"--workers must not be negative, not {self.workers}")
         _require(0 < self.checkpoint_minutes <= 10, "--checkpoint-minutes must lie in 0 to 10")
 
@@ -195,7 +199,7 @@ class VideoOptions:
     start_s: float = 0.0
     end_s: float | None = None
     every: int = 1
-    detect_every: int = 10
+    detect_every: int = 8
     overwrite: bool = False
     resume: bool = False
     chunk_s: float = 60.0
@@ -248,7 +252,7 @@ class CameraOptions:
     mirror: bool = False
     record: Path | None = None
     save: tuple[str, ...] = ("overlay", "csv", "json")
-    detect_every: int = 10
+    detect_every: int = 8
     window: bool = True
     serve: int | None = None
     host: str = "127.0.0.1"

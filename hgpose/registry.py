@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import os
 import re
+import shutil
 import ssl
 import urllib.error
 import urllib.request
@@ -19,13 +20,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from hgpose.atomic import atomic_text
 from hgpose.checkpoints import convert
 from hgpose.errors import OutputError, WeightsError
 from hgpose.weights import cache_folder, read_card
 
 _TIMEOUT_S = 30
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 #: Of the connection; any other ``OSError`` is of the disk.
 _NETWORK_ERRORS = (TimeoutError, ConnectionError, ssl.SSLError)
 
@@ -196,10 +196,17 @@ def _fetch(wanted: Published, path: Path, progress: Progress | None) -> None:
         "training": {"source": wanted.url, "sha256": digest},
         "scores": {} if wanted.score is None else {"published": {wanted.metric: wanted.score}},
     }
-    convert(part, path, wanted.input_px, wanted.layout, details, overwrite=True)
-    # From now on the whole checksum is known: the next download must be the same file.
-    with atomic_text(pin, overwrite=True) as file:
-        file.write(digest + "\n")
+    # Whatever a killed process leaves half-written is in here, and goes with the next fetch.
+    desk = path.with_name(f".{wanted.name}")
+    shutil.rmtree(desk, ignore_errors=True)
+    try:
+        convert(part, desk / path.name, wanted.input_px, wanted.layout, details)
+        (desk / pin.name).write_text(digest + "\n", encoding="ascii")
+        # From now on the whole checksum is known: the next download must be the same file.
+        for ready in (path.with_suffix(".json"), path, pin):
+            (desk / ready.name).replace(ready)
+    finally:
+        shutil.rmtree(desk, ignore_errors=True)
     part.unlink()
 
 
@@ -226,12 +233,18 @@ def _download(wanted: Published, part: Path, progress: Progress | None) -> None:
             if answer.status == http.client.PARTIAL_CONTENT:
                 sent = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
                 if sent is None or int(sent[1]) != start:
-                    raise WeightsError(f"{wanted.url}: the server sent another part than asked for")
+                    if start == 0:
+                        raise WeightsError(
+                            f"{wanted.url}: the server sends a part of the file that nobody asked for; "
+                            f"{_by_hand(wanted)}"
+                        )
+                    part.unlink()
+                    return _download(wanted, part, progress)
             else:
                 start = 0
             length = answer.headers.get("Content-Length", "")
             total = start + int(length) if re.fullmatch("[0-9]+", length) else None
-            here = _receive(answer, part, start, total, progress)
+            here, cause = _receive(answer, part, start, total, progress)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
             # All of it is here already; the checksum will say whether it is right.
@@ -243,24 +256,35 @@ def _download(wanted: Published, part: Path, progress: Progress | None) -> None:
         # A ValueError is of an address that the server sends on to and that is none.
         reason = getattr(error, "reason", None) or error
         raise WeightsError(f"{wanted.url}: no answer ({reason}); {_by_hand(wanted)}") from error
-    if total is not None and here < total:
+    if cause is not None or (total is not None and here < total):
         raise WeightsError(
-            f"{wanted.url}: the connection ended after {here} of {total} bytes; fetch again to go on there"
-        )
+            f"{wanted.url}: the connection ended after {here} of {total or 'unknown'} bytes; fetch again to "
+            "go on there"
+        ) from cause
 
 
 def _receive(
     answer: http.client.HTTPResponse, part: Path, start: int, total: int | None, progress: Progress | None
-) -> int:
-    """Writes the answer behind the first ``start`` bytes of ``part``; returns the bytes there are then."""
+) -> tuple[int, Exception | None]:
+    """Writes the answer behind the first ``start`` bytes of ``part``.
+
+    Returns:
+        The bytes there are then, and what broke the connection, if it ended by that.
+    """
     here = start
     with part.open("ab" if start else "wb") as file:
-        while chunk := answer.read(_CHUNK):
+        while True:
+            try:
+                # What has come so far, so that nothing of it is lost when the connection breaks.
+                chunk = answer.read1(_CHUNK)
+            except (http.client.HTTPException, *_NETWORK_ERRORS) as error:
+                return here, error
+            if not chunk:
+                return here, None
             file.write(chunk)
             here += len(chunk)
             if progress is not None:
                 progress(here, total)
-    return here
 
 
 def _sha256(path: Path) -> str:

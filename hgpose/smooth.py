@@ -10,7 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-#: Standard deviation of the full filter's window, seconds: keeps what people do, up to about 6 Hz.
+#: Standard deviation of the full filter's window, seconds: keeps what people do, up to about 6 Hz. Where
+#: frames are farther apart it is their distance: less would leave a frame to itself.
 SIGMA_S = 0.05
 #: Longest gap that is bridged, from the last sure frame to the next, seconds.
 GAP_S = 0.25
@@ -74,7 +75,8 @@ def smooth_at(
     # While it is bridged a keypoint's neighbours may well be far off.
     apart = np.where(bridged, 0, apart)
     since_s = times_s - times_s[i]
-    weights = (scores + 1e-3) * np.exp(-np.square(since_s / SIGMA_S)[:, None] / 2 - apart.clip(max=200) / 2)
+    sigma_s = max(SIGMA_S, float(np.median(np.diff(times_s)))) if window > 1 else SIGMA_S
+    weights = (scores + 1e-3) * np.exp(-np.square(since_s / sigma_s)[:, None] / 2 - apart.clip(max=200) / 2)
     weights[:, bridged] *= sure[:, bridged]
     weights /= weights.sum(0)
     mean_s = (weights * since_s[:, None]).sum(0)
@@ -83,7 +85,7 @@ def smooth_at(
     spread = (weights * np.square(off_s)).sum(0)
     slope = (weights[..., None] * off_s[..., None] * points).sum(0) / np.maximum(spread, 1e-9)[:, None]
     # Where all that is sure lies to one side the line is followed no further than the window's width.
-    limit_s = np.where(bridged, np.inf, SIGMA_S)
+    limit_s = np.where(bridged, np.inf, sigma_s)
     found = mean - slope * mean_s.clip(-limit_s, limit_s)[:, None]
     return found.astype(np.float32), new_scores.astype(np.float32), bridged
 

@@ -172,19 +172,19 @@ def _wrong_fields(card: Card) -> list[str]:
     return [f"{name} = {getattr(card, name)!r}" for name, good in sound.items() if not good]
 
 
-def load_weights(name_or_path: str | Path, task: str) -> tuple[nn.Module, Card]:
+def load_weights(name_or_path: str | Path, task: str | None = None) -> tuple[nn.Module, Card]:
     """A trained network in float32 on the CPU, in evaluation mode, and its card.
 
     Args:
         name_or_path: a shipped name or a .safetensors file.
-        task: what it must be for, ``"pose"`` or ``"person"``.
+        task: what it must be for, ``"pose"`` or ``"person"``; ``None``: either.
 
     Raises:
         WeightsError: missing, damaged (SHA-256), for another task, or not fitting its architecture.
     """
     path = find_weights(name_or_path)
     card = read_card(path)
-    if card.task != task:
+    if task is not None and card.task != task:
         raise WeightsError(f"{path}: these weights are for {card.task!r}, wanted some for {task!r}")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
+import shlex
+import subprocess
+import sys
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +22,7 @@ from published import checkpoint_b, checkpoints_a, family_a, run_a, run_b
 from torch import Tensor
 from typer.testing import CliRunner
 
-from hgpose import heatmaps
+from hgpose import checkpoints, heatmaps
 from hgpose.checkpoints import LAYOUTS, convert, rename
 from hgpose.cli import app
 from hgpose.errors import OptionsError, OutputError, WeightsError
@@ -159,6 +165,102 @@ def test_cards_say_the_conventions(tmp_path: Path) -> None:
     assert cards["bearpaw"].architecture["stem"] == [64, 128, 256]
 
 
+@pytest.mark.parametrize(
+    ("width", "stem", "layout", "told"),
+    [
+        (32, (8, 32, 32), "fpd", False),
+        (32, (64, 32, 32), "bearpaw", False),
+        (256, (64, 128, 256), "bearpaw", True),
+    ],
+)
+def test_bearpaw_and_fpd_are_told_apart_by_the_stem(
+    tmp_path: Path, width: int, stem: tuple[int, int, int], layout: str, told: bool
+) -> None:
+    file = saved(tmp_path, checkpoints_a(1, width, stem=stem)[0])
+    arguments = ["weights", "convert", str(file), "-o", str(tmp_path / "ours.safetensors")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0 and f"'layout': '{layout}'" in result.stdout
+    assert ("--layout fpd" in result.stderr) == told
+    result = CliRunner().invoke(app, [*arguments, "--overwrite", "--layout", "fpd"])
+    assert result.exit_code == 0 and "'layout': 'fpd'" in result.stdout and not result.stderr
+
+
+@pytest.mark.parametrize("prefix", ["module.model.", "model.module.", "module.module."])
+def test_prefixes_of_wrappers(tmp_path: Path, prefix: str) -> None:
+    file = saved(tmp_path, prefixed(checkpoints_a(1)[0], prefix))
+    assert convert(file, tmp_path / "ours.safetensors").keypoint_set == "mpii16"
+
+
+def test_numbers_of_numpy_beside_the_tensors(tmp_path: Path) -> None:
+    state, _ = checkpoints_a(1)
+    meta = {"sigmas": np.ones(17), "names": np.array(["a", "b"]), "flags": np.array([True, False])}
+    content = {"perf": np.float64(88.5), "epoch": np.int64(3), "meta": meta, "state_dict": state}
+    convert(saved(tmp_path, content), tmp_path / "ours.safetensors")
+    # As numpy 1 names its modules; the new name is longer, so the old one is written by hand.
+    old = pickle.dumps(np.float64(1), 2).replace(b"numpy._core.", b"numpy.core.")
+    assert b"numpy.core.multiarray" in old
+    with torch.serialization.safe_globals(checkpoints._NUMPY):
+        assert torch._weights_only_unpickler.load(io.BytesIO(old)) == 1
+
+
+def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
+    content = {
+        "state_dict": checkpoints_a(1)[0],
+        "extra": np.array([Evil(tmp_path / "it ran")], dtype=object),
+    }
+    file = saved(tmp_path, content)
+    with pytest.raises(WeightsError, match="could run code"):
+        convert(file, tmp_path / "ours.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["theirs.pth"]
+
+
+class Optimizer:
+    """Stands for what trainings leave in their checkpoints."""
+
+
+def test_the_line_that_takes_the_state_dict_out_does(tmp_path: Path) -> None:
+    file = saved(tmp_path, {"optimizer": Optimizer(), "state_dict": checkpoints_a(1)[0]}, "it's theirs.pth")
+    with pytest.raises(WeightsError, match=r"Optimizer, which is no tensor.*only if you trust it") as error:
+        convert(file, tmp_path / "ours.safetensors")
+    _, _, line = str(error.value).partition("yourself: ")
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    words = [sys.executable, *shlex.split(line)[1:]]
+    subprocess.run(words, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": path})
+    convert(tmp_path / "it's theirs-tensors.pth", tmp_path / "ours.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["quantized", "nested"])
+def test_a_bad_file_is_one_line_without_warnings(tmp_path: Path, kind: str) -> None:
+    state = checkpoints_a(1)[0]
+    with warnings.catch_warnings():
+        # Torch warns when it makes such, and again when it reads them.
+        warnings.simplefilter("ignore")
+        odd = {
+            "quantized": torch.quantize_per_tensor(torch.zeros(16), 0.1, 0, torch.quint8),
+            "nested": torch.nested.nested_tensor([torch.zeros(3), torch.zeros(4)]),
+        }[kind]
+        file = saved(tmp_path, state | {"score.0.bias": odd})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(WeightsError, match=r"score\.0\.bias is no plain tensor") as error:
+            convert(file, tmp_path / "ours.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["hello", "PK\x03\x04cos\nsystem\n", "<html>"])
+def test_what_is_no_pickle_is_not_called_unsafe(tmp_path: Path, text: str) -> None:
+    (tmp_path / "text.pth").write_text(text)
+    with pytest.raises(WeightsError, match=r"text\.pth: damaged, or no PyTorch file"):
+        convert(tmp_path / "text.pth", tmp_path / "ours.safetensors")
+
+
+def test_an_archive_that_swells_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(10**6))
+    with pytest.raises(WeightsError, match="damaged"):
+        convert(tmp_path / "bomb.pth", tmp_path / "ours.safetensors")
+
+
 def test_coco_network_of_family_a(tmp_path: Path) -> None:
     card = convert(saved(tmp_path, checkpoints_a(1, outputs=17)[0]), tmp_path / "c.safetensors")
     assert card.keypoint_set == "coco17" and card.center_shift == 0
@@ -175,7 +277,16 @@ def without(state: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
             lambda a, p: without(a, "hg.0.hg.3.0.0.bn1.weight"),
             r"missing hg\.0\.hg\.3\.0\.0\.bn1\.weight",
         ),
-        (lambda a, p: without(a, "layer2.0.conv3.weight"), r"layer2\.0\.conv3\.weight.* is missing"),
+        (
+            lambda a, p: without(a, "layer2.0.conv3.weight"),
+            r"missing layer2\.0\.conv3\.weight; unexpected none",
+        ),
+        (
+            lambda a, p: without(a, "layer1.0.conv1.weight", "score.0.weight") | {"x" * 10**6: torch.ones(1)},
+            r"looks like fpd .*missing layer1\.0\.conv1\.weight, score\.0\.weight; unexpected x{120}\.\.\.;?",
+        ),
+        (lambda a, p: {"hg.0.other": torch.ones(1)}, r"of no known layout .* hg\.0\.other"),
+        (lambda a, p: a | {"module.conv1.weight": a["conv1.weight"]}, "tensors twice"),
         (
             lambda a, p: a | {"hg.0.hg.3.0.1.bn1.weight": a["bn1.weight"]},
             r"unexpected hg\.0\.hg\.3\.0\.1",
@@ -189,7 +300,16 @@ def without(state: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
             lambda a, p: a | {"fc.0.0.weight": torch.zeros(3, 3)},
             r"fc\.0\.0\.weight \(3, 3\) instead of \(32",
         ),
-        (lambda a, p: a | {"score.0.weight": torch.tensor(1.0)}, "width is a single number"),
+        (
+            lambda a, p: a | {"score.0.weight": torch.tensor(1.0)},
+            r"score\.0\.weight \(\) instead of \(16, 32",
+        ),
+        (lambda a, p: a | {"bn1.running_var": -torch.ones(8)}, r"bn1\.running_var is a variance below 0"),
+        (lambda a, p: a | {"score.0.bias": torch.ones(16).to(torch.float8_e4m3fn)}, "not all finite real"),
+        (lambda a, p: a | {"score.0.bias": torch.ones(16, dtype=torch.int32)}, "not all finite real"),
+        (lambda a, p: a | {"score.0.weight": torch.zeros(1).expand(10**6, 10**6)}, "does not hold as many"),
+        (lambda a, p: a | {"other": torch.zeros(1).expand(10**4, 10**4)}, "does not hold as many"),
+        (lambda a, p: a | {"score.0.weight": torch.zeros(0, 32, 1, 1)}, "does not hold as many"),
         (lambda a, p: {"encoder.weight": torch.zeros(2)}, r"of no known layout .* encoder\.weight"),
         (lambda a, p: {}, "holds no state dict"),
         (lambda a, p: [1, 2], "holds no state dict"),
@@ -250,7 +370,7 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path: Path, write: Callable
     trace = tmp_path / "it ran"
     state, _ = checkpoints_a(1)
     write({"state_dict": state, "optimizer": Evil(trace)}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match=r"evil\.pth: .*(mkdir, which is no tensor|damaged)"):
+    with pytest.raises(WeightsError, match=r"evil\.pth: .*mkdir, which is no tensor and could run code"):
         convert(tmp_path / "evil.pth", tmp_path / "ours.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["evil.pth"]
 

@@ -63,7 +63,7 @@ class FakeFinder:
     """Answers as a finder network that sees people where it is told: ``(x, y, score)`` in cells."""
 
     def __init__(self, peaks: list[tuple[int, int, float]], *sides_px: float) -> None:
-        self.card = Card("fake", "person", {}, 128, (0, 0, 0), (1, 1, 1), threshold=0.5)
+        self.card = Card("fake", "person", {}, 96, (0, 0, 0), (1, 1, 1), threshold=0.5)
         self.device = torch.device("cpu")
         self.peaks, self.sides_px = peaks, sides_px or (8.0, 12.0, 8.0, 12.0)
         self.shapes: list[tuple[int, ...]] = []
@@ -71,10 +71,10 @@ class FakeFinder:
     def __call__(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         n, _, h, w = crops.shape
         self.shapes.append((n, h, w))
-        centres = torch.full((n, h // 4, w // 4), -9.0)
+        centres = torch.full((n, h // 8, w // 8), -9.0)
         for x, y, score in self.peaks:
             centres[:, y, x] = torch.logit(torch.tensor(score))
-        distances = torch.tensor(self.sides_px).view(1, 4, 1, 1).expand(n, 4, h // 4, w // 4)
+        distances = torch.tensor(self.sides_px).view(1, 4, 1, 1).expand(n, 4, h // 8, w // 8)
         return centres, distances
 
 
@@ -82,37 +82,41 @@ def detector(finder: Any, **changes: Any) -> PersonDetector:
     return PersonDetector(finder, **changes)
 
 
+def wide(index: int = 0) -> Frame:
+    """A 64x36 frame, of as many pixels as a square of 48: the detector sees it at 128x72, in 128x128."""
+    return frame(index, size_hw=(36, 64))
+
+
 def test_person_detector_answers_in_image_px() -> None:
-    # A 64x48 image doubled to 128x96, in the middle of 128x128.
-    found = detector(FakeFinder([(10, 15, 0.9), (20, 15, 0.6), (25, 15, 0.4)]))([frame()])[0]
+    found = detector(FakeFinder([(5, 7, 0.9), (10, 7, 0.6), (13, 7, 0.4)]))([wide()])[0]
     assert found.scores.tolist() == pytest.approx([0.9, 0.6])
-    # Cell (10, 15) is input px (41.5, 61.5), or image px (20.5, 22.5).
-    assert np.allclose(found.boxes[0], [16.5, 16.5, 24.5, 28.5])
+    # Cell (5, 7) is input px (43.5, 59.5), or image px (21.5, 15.5).
+    assert np.allclose(found.boxes[0], [17.5, 9.5, 25.5, 21.5])
     assert np.allclose(found.boxes[1] - found.boxes[0], [20, 0, 20, 0])
 
 
 def test_person_detector_threshold() -> None:
-    peaks = [(10, 15, 0.9), (20, 15, 0.6), (25, 15, 0.4)]
-    assert len(detector(FakeFinder(peaks), threshold=0.3)([frame()])[0]) == 3
-    assert len(detector(FakeFinder(peaks), threshold=0.95)([frame()])[0]) == 0
+    peaks = [(5, 7, 0.9), (10, 7, 0.6), (13, 7, 0.4)]
+    assert len(detector(FakeFinder(peaks), threshold=0.3)([wide()])[0]) == 3
+    assert len(detector(FakeFinder(peaks), threshold=0.95)([wide()])[0]) == 0
 
 
 def test_person_detector_keeps_boxes_on_the_image() -> None:
     # The first leaves the image at the left, the second lies in the black above it.
-    found = detector(FakeFinder([(1, 15, 0.9), (16, 0, 0.8)], 30, 12, 8, 12))([frame()])[0]
+    found = detector(FakeFinder([(0, 7, 0.9), (8, 0, 0.8)], 30, 12, 8, 12))([wide()])[0]
     assert len(found) == 1
     assert found.boxes[0, 0] == -0.5
     assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
 
 
 def test_person_detector_suppresses_doubles() -> None:
-    found = detector(FakeFinder([(10, 15, 0.8), (12, 15, 0.9)], 30, 30, 30, 30))([frame()])[0]
+    found = detector(FakeFinder([(5, 7, 0.8), (7, 7, 0.9)], 50, 30, 50, 30))([wide()])[0]
     assert found.scores.tolist() == pytest.approx([0.9])
 
 
 def test_person_detector_batches_by_size_and_keeps_the_order() -> None:
-    finder = FakeFinder([(10, 15, 0.9)])
-    frames = [frame(0), frame(1, size_hw=(64, 64)), frame(2)]
+    finder = FakeFinder([(5, 7, 0.9)])
+    frames = [wide(0), frame(1, size_hw=(64, 64)), wide(2)]
     found = detector(finder)(frames)
     assert sorted(finder.shapes) == [(1, 128, 128), (2, 128, 128)]
     assert np.array_equal(found[0].boxes, found[2].boxes)
@@ -191,6 +195,8 @@ def test_coco_json(tmp_path: Path) -> None:
         ("b.csv", "frame,x1,y1,x2,y2\n0,,,,\n", "no boxes in it"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,1,2,3,4\n1,5,6,5,8\n", "line 3: not a box"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,nan,2,3,4\n", "line 2: not a box"),
+        ("b.csv", "frame,x1,y1,x2,y2\n0,1e30,1,5e30,5\n", "line 2: not a box"),
+        ("b.csv", "frame,x1,y1,x2,y2\n0,-1e9,1,5,5\n", "line 2: not a box"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,1,2,three,4\n", "three"),
         ("b.csv", "frame,x1,y1,x2,y2\nfirst,1,2,3,4\n", "first"),
         ("b.csv", "frame,x1,y1,x2,y2\n0\n", "cannot be read as CSV"),
@@ -204,6 +210,7 @@ def test_coco_json(tmp_path: Path) -> None:
         ("b.json", coco(bbox=None), "cannot be read as COCO JSON"),
         ("b.json", coco(bbox=["1", "two", "3", "4"]), "two"),
         ("b.json", coco(bbox=[1, 2, 0, 4]), "annotation 9: not a box"),
+        ("b.json", coco(bbox=[1e30, 1, 5e30, 5]), "annotation 9: not a box"),
         ("b.json", coco(iscrowd=1), "no boxes in it"),
     ],
 )

@@ -299,6 +299,8 @@ GOOD = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([GOOD, 5], "entry 2 lacks a good"),
         ([GOOD | {"bbox": [1, 2, 3]}], "entry 1 lacks a good"),
         ([GOOD | {"bbox": [1, 2, -3, 4]}], "entry 1: .* is not a box"),
+        ([GOOD | {"bbox": [1e30, 1, 5e30, 5]}], "entry 1: .* is not a box within 16777216 px"),
+        ([GOOD | {"bbox": [float("inf"), 1, 5, 5]}], "entry 1: .* is not a box"),
         ([GOOD | {"score": float("nan")}], "entry 1: .* is not a box"),
         ([GOOD | {"category_id": 2}, GOOD | {"image_id": 8}], "no person on the annotated images"),
         ([], "no person on the annotated images"),

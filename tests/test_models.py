@@ -68,7 +68,7 @@ def test_shipped_pose_network_is_small() -> None:
 
 
 def test_shipped_person_finder_is_small() -> None:
-    assert 0.1 < gmac(PersonFinder(width=64), 320) <= 1
+    assert 0.1 < gmac(PersonFinder(), 256) <= 1
 
 
 def test_every_stack_learns() -> None:
@@ -103,10 +103,32 @@ def test_finder_folds_too() -> None:
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
+def test_finder_begins_as_a_pose_network() -> None:
+    pose = with_random_statistics(StackedHourglass(outputs=4, stacks=2, width=16))
+    finder = with_random_statistics(PersonFinder(width=16))
+    score = finder.head.score.weight.clone()
+    finder.begin_as(pose)
+    image = torch.randn(1, 3, 64, 64)
+    ours, theirs = finder.eval(), pose.eval()
+    with torch.no_grad():
+        assert torch.equal(ours.stem(image), theirs.stem(image))
+    outer = pose.state_dict(prefix="")
+    for name, value in finder.state_dict().items():
+        source = (
+            name.replace("hourglass.", "hourglasses.0.inner.", 1) if name.startswith("hourglass.") else name
+        )
+        source = source.replace("down.", "hourglasses.0.down.", 1) if name.startswith("down.") else source
+        if not name.startswith("head."):
+            assert torch.equal(value, outer[source])
+    assert torch.equal(finder.head.score.weight, score)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        PersonFinder(width=32).begin_as(pose)
+
+
 def test_finder_shapes_and_first_guess() -> None:
     finder = PersonFinder(width=16).eval()
     centres, distances = finder(torch.zeros(2, 3, 64, 128))
-    assert centres.shape == (2, 16, 32) and distances.shape == (2, 4, 16, 32)
+    assert centres.shape == (2, 8, 16) and distances.shape == (2, 4, 8, 16)
     assert (distances > 0).all()
     # Before training nearly every cell says "nobody".
     assert centres.sigmoid().mean() < 0.1
@@ -120,9 +142,9 @@ def test_finder_decodes_a_peak() -> None:
     distances = torch.tensor([10.0, 20.0, 30.0, 40.0]).view(1, 4, 1, 1).expand(1, 4, 16, 24)
     boxes, scores = PersonFinder.decode(centres, distances, max_people=10)
     assert boxes.shape == (1, 10, 4)
-    # The middle of cell (7, 5) lies at input px (29.5, 21.5).
-    assert boxes[0, 0].tolist() == [19.5, 1.5, 59.5, 61.5]
-    assert boxes[0, 1].tolist() == [71.5, 29.5, 111.5, 89.5]
+    # The middle of cell (7, 5) lies at input px (59.5, 43.5).
+    assert boxes[0, 0].tolist() == [49.5, 23.5, 89.5, 83.5]
+    assert boxes[0, 1].tolist() == [153.5, 79.5, 193.5, 139.5]
     assert scores[0, :2].tolist() == pytest.approx(torch.tensor([3.0, 1.0]).sigmoid().tolist())
     assert (scores[0, 2:] < 0.01).all()
 

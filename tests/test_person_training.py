@@ -27,9 +27,7 @@ STILL = Augmentation(mirror=0.5, color=0, gray=0, blur=0, cut_out=0)
 def task(boxes: BoxSet, tmp_path: Path, **changes: Any) -> tuple[PersonTask, TrainOptions]:
     values: dict[str, Any] = {"size_px": 64, "batch": 2, "device": "cpu", "half": False, "workers": 0}
     run = TrainOptions(out=tmp_path / "run", **({"epochs": 1} | values | changes))
-    made = PersonTask(
-        boxes, boxes, {"width": 16, "depth": 3}, run, tmp_path / "cache", {"data": ("drawn",)}, 64
-    )
+    made = PersonTask(boxes, boxes, {"width": 16}, run, tmp_path / "cache", {"data": ("drawn",)}, 56)
     return made, run
 
 
@@ -41,11 +39,11 @@ def targets(
 
 def test_target_of_one_person() -> None:
     made = targets((10, 6, 38, 58))
-    # The middle (24, 32) is heatmap px (5.6, 7.6).
-    assert np.argwhere(made["centres"] == 1).tolist() == [[8, 6]]
+    # The middle (24, 32) is heatmap px (2.6, 3.6).
+    assert np.argwhere(made["centres"] == 1).tolist() == [[4, 3]]
     assert (made["known"] == 1).all()
     own = made["shares"] > 0
-    assert own[8, 6] and not own[0, 0]
+    assert own[4, 3] and not own[0, 0]
     assert (made["boxes"][:, own].T == [10, 6, 38, 58]).all()
     assert all(value.dtype == np.float32 for value in made.values())
 
@@ -67,7 +65,7 @@ def test_people_that_neither_count_nor_err(box: tuple[int, ...], crowd: bool) ->
     made = targets(box, crowd=crowd)
     assert not made["centres"].any() and not made["shares"].any()
     x1, y1, x2, y2 = np.clip(box, 0, 63)
-    assert made["known"][(y1 + y2) // 8, (x1 + x2) // 8] == 0
+    assert made["known"][(y1 + y2) // 16, (x1 + x2) // 16] == 0
     assert made["known"].sum() > 0
 
 
@@ -78,7 +76,7 @@ def test_person_outside_the_view_leaves_no_trace() -> None:
 
 def test_smaller_person_in_front_keeps_its_cells() -> None:
     made = targets((2, 2, 62, 62), (24, 24, 40, 40))
-    assert made["boxes"][:, 8, 8].tolist() == [24, 24, 40, 40]
+    assert made["boxes"][:, 4, 4].tolist() == [24, 24, 40, 40]
     assert (made["centres"] == 1).sum() >= 1
 
 
@@ -129,14 +127,14 @@ def test_centre_loss_wants_the_centre() -> None:
 
 
 def test_box_loss_by_hand() -> None:
-    box = torch.tensor([4.0, 8.0, 24.0, 40.0]).view(1, 4, 1, 1).expand(1, 4, 16, 16)
-    shares = torch.zeros(1, 16, 16)
-    shares[0, 5, 3] = 2.0
-    # Cell (3, 5) lies at input px (13.5, 21.5).
-    exact = torch.tensor([9.5, 13.5, 10.5, 18.5]).view(1, 4, 1, 1).expand(1, 4, 16, 16)
+    box = torch.tensor([4.0, 8.0, 24.0, 40.0]).view(1, 4, 1, 1).expand(1, 4, 8, 8)
+    shares = torch.zeros(1, 8, 8)
+    shares[0, 2, 1] = 2.0
+    # Cell (1, 2) lies at input px (11.5, 19.5).
+    exact = torch.tensor([7.5, 11.5, 12.5, 20.5]).view(1, 4, 1, 1).expand(1, 4, 8, 8)
     assert box_loss(exact, box, shares).item() == pytest.approx(0, abs=1e-5)
     # Half as wide inside the same height: half overlaps, no empty hull.
-    half = torch.tensor([9.5, 13.5, 0.5, 18.5]).view(1, 4, 1, 1).expand(1, 4, 16, 16)
+    half = torch.tensor([7.5, 11.5, 2.5, 20.5]).view(1, 4, 1, 1).expand(1, 4, 8, 8)
     assert box_loss(half, box, shares).item() == pytest.approx(0.5)
     assert box_loss(half, box, shares * 0).item() == 0
 
@@ -145,11 +143,11 @@ def test_box_loss_agrees_with_decoding() -> None:
     """The boxes that :meth:`PersonFinder.decode` makes are those the loss has learnt."""
     wanted = (10.0, 6.0, 38.0, 58.0)
     made = {key: torch.from_numpy(value)[None] for key, value in targets(wanted).items()}
-    centre = torch.tensor([1.5 + 4 * 6, 1.5 + 4 * 8])
+    centre = torch.tensor([3.5 + 8 * 3, 3.5 + 8 * 4])
     sides = torch.cat([centre - torch.tensor(wanted[:2]), torch.tensor(wanted[2:]) - centre])
-    distances = sides.view(1, 4, 1, 1).expand(1, 4, 16, 16)
-    only = torch.zeros(1, 16, 16)
-    only[0, 8, 6] = 1
+    distances = sides.view(1, 4, 1, 1).expand(1, 4, 8, 8)
+    only = torch.zeros(1, 8, 8)
+    only[0, 4, 3] = 1
     assert box_loss(distances, made["boxes"], only).item() == pytest.approx(0, abs=1e-5)
     found, _ = PersonFinder.decode((made["centres"] == 1).float() * 8 - 4, distances, max_people=1)
     assert found[0, 0].tolist() == pytest.approx(wanted)
@@ -157,9 +155,10 @@ def test_box_loss_agrees_with_decoding() -> None:
 
 def test_overfits_two_images(boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = boxes([[(20, 8, 50, 72)], [(55, 20, 85, 60)]])
-    made, run = task(two, tmp_path, epochs=140, learning_rate=0.01, warmup_steps=10)
+    made, run = task(two, tmp_path, epochs=200, learning_rate=0.01, warmup_steps=10)
     made.dataset.aug = STILL
-    as_at_test_time = CropTransform.letterbox((100, 80), 64, 64)
+    as_at_test_time = CropTransform.letterbox((100, 80), 56, 64)
+    assert as_at_test_time.size_wh == (64, 64)
     monkeypatch.setattr(made.dataset, "_random_view", lambda image, rng: as_at_test_time)
     losses: list[float] = []
     trainer = Trainer(made, run)

@@ -6,9 +6,13 @@ import gc
 import hashlib
 import io
 import json
+import re
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -34,6 +38,12 @@ class Server:
         self.content, self.digest = content, hashlib.sha256(content).hexdigest()
         self.requests: list[tuple[str, str | None]] = []
         self.ranges = True
+        #: What it says of the part that it sends, if not the truth; empty: nothing.
+        self.part: str | None = None
+        #: Send in chunks, of which the last is cut.
+        self.chunked = False
+        #: Hang up by a reset.
+        self.reset = False
         #: Send this many bytes, then hang up.
         self.cut: int | None = None
         #: What it says of the content's length, if not the truth; empty: nothing.
@@ -80,14 +90,30 @@ class Server:
                 request.send_error(416)
                 return
             request.send_response(206)
-            request.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+            part = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
+            if said := part if self.part is None else self.part:
+                request.send_header("Content-Range", said)
         else:
             request.send_response(200)
+        if self.chunked:
+            request.protocol_version = "HTTP/1.1"
+            request.send_header("Transfer-Encoding", "chunked")
+            request.end_headers()
+            request.wfile.write(b"1000\r\n" + self.content[start : start + 4096] + b"\r\n")
+            request.wfile.write(b"1000\r\n" + self.content[start + 4096 : start + 5000])
+            request.close_connection = True
+            return
         length = str(len(self.content) - start) if self.length is None else self.length
         if length:
             request.send_header("Content-Length", length)
         request.end_headers()
         request.wfile.write(self.content[start : self.cut])
+        if self.reset:
+            # Closing at once, without the goodbye: the other side's next read fails.
+            request.wfile.flush()
+            time.sleep(0.2)
+            request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +261,47 @@ def test_list_goes_on_behind_a_bad_card(server: Server) -> None:
     assert CliRunner().invoke(app, ["weights", "list"]).exit_code == 0
 
 
+@pytest.mark.parametrize("command", ["fetch", "info", "path"])
+def test_without_a_name_it_says_those_there_are(server: Server, command: str) -> None:
+    result = CliRunner().invoke(app, ["weights", command])
+    assert result.exit_code == 2 and not server.requests
+    assert "NAME is missing" in result.stderr
+    assert "pose-body19" in result.stderr and "to fetch: tiny" in result.stderr
+
+
+def list_in(columns: int, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    else:
+        monkeypatch.delenv("FORCE_COLOR", raising=False)
+    shown = CliRunner().invoke(app, ["weights", "list"]).stdout
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_list_cuts_nothing(columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HGPOSE_CACHE", str(tmp_path))
+    lines = list_in(columns, monkeypatch, terminal=True)
+    assert max(map(len, lines)) <= columns
+    said = "".join("".join(lines).split())
+    assert "…" not in said
+    if columns >= 80:
+        assert all(any(line.strip().startswith(name) for line in lines) for name in registry.PUBLISHED)
+    # The letters that are shown do not depend on the width.
+    piped = list_in(columns, monkeypatch, terminal=False)
+    assert sorted("".join("".join(piped).split())) == sorted(said)
+    for name, weights in registry.PUBLISHED.items():
+        (line,) = (line for line in piped if line.strip().startswith(name))
+        assert line.rstrip().endswith(weights.licence)
+
+
+def test_list_keeps_the_score_of_what_is_fetched(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch("tiny")
+    (line,) = (line for line in list_in(80, monkeypatch, terminal=False) if "tiny" in line)
+    assert "fetched" in line and "87.5 PCKh@0.5" in line
+
+
 def test_dead_link(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(server, monkeypatch, url=server.url + "/gone.pth")
     with pytest.raises(WeightsError, match=r"404 .*get gone\.pth .*weights convert gone\.pth -o tiny"):
@@ -271,6 +338,46 @@ def test_cut_off_and_resumed(server: Server) -> None:
     fetch("tiny")
     check_fetched()
     assert [r for _, r in server.requests] == [None, "bytes=5000-"]
+
+
+def test_a_reset_keeps_what_came(server: Server) -> None:
+    server.cut, server.reset = 5000, True
+    with pytest.raises(WeightsError, match=r"ended after 5000 of \d+ bytes; fetch again to go on there"):
+        fetch("tiny")
+    assert (cache_folder() / "hg.pth.part").stat().st_size == 5000
+    server.cut, server.reset = None, False
+    fetch("tiny")
+    check_fetched()
+    assert server.requests[-1][1] == "bytes=5000-"
+
+
+def test_a_cut_chunk_keeps_what_came(server: Server) -> None:
+    server.chunked = True
+    with pytest.raises(WeightsError, match=r"ended after 5000 of unknown bytes; fetch again to go on there"):
+        fetch("tiny")
+    server.chunked = False
+    fetch("tiny")
+    check_fetched()
+    assert server.requests[-1][1] == "bytes=5000-"
+
+
+@pytest.mark.parametrize("part", ["", "bytes 0-99/100", "pages 1-2"])
+def test_a_wrong_part_is_dropped_and_all_fetched(server: Server, part: str) -> None:
+    cache_folder().mkdir()
+    (cache_folder() / "hg.pth.part").write_bytes(server.content[:5000])
+    server.part = part
+    fetch("tiny")
+    check_fetched()
+    assert [r for _, r in server.requests] == ["bytes=5000-", None]
+
+
+def test_what_a_killed_process_left_is_removed(server: Server) -> None:
+    left = cache_folder() / ".tiny"
+    left.mkdir(parents=True)
+    (left / ".hgpose-0.part").write_bytes(b"half")
+    (left / "tiny.safetensors").write_bytes(b"other")
+    fetch("tiny")
+    check_fetched()
 
 
 def test_server_that_cannot_resume(server: Server) -> None:

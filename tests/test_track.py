@@ -14,7 +14,7 @@ from hgpose.detect import choose, iou
 from hgpose.follow import DelayLine
 from hgpose.keypoints import BODY19
 from hgpose.options import EstimatorOptions
-from hgpose.track import Tracker, join
+from hgpose.track import Tracker, clothes, join
 from hgpose.types import Poses
 
 FPS = 30
@@ -40,14 +40,22 @@ def observe(
     return seen
 
 
-def follow(seen: list[list[NDArray[np.float32]]], options: EstimatorOptions | None = None) -> list[Poses]:
-    """Each frame's people, from what was seen of them."""
+Images = dict[int, NDArray[np.uint8]]
+
+
+def follow(
+    seen: list[list[NDArray[np.float32]]],
+    options: EstimatorOptions | None = None,
+    images: Images | None = None,
+) -> list[Poses]:
+    """Each frame's people, from what was seen of them; on grey but for the images given."""
     tracker, line = Tracker(BODY19), DelayLine(BODY19, options or EstimatorOptions(), FPS)
     finished = []
     for t, people in enumerate(seen):
         poses = poses_of(people)
+        image = (images or {}).get(t, frame(t).image)
         tracker.predict(t / FPS)
-        tracker.update(poses, np.ones(len(poses), np.bool_), t, t / FPS)
+        tracker.update(poses, np.ones(len(poses), np.bool_), t, t / FPS, image)
         finished += line.push(frame(t), tracker.tracks)
     finished += line.flush()
     assert [f.index for f, _ in finished] == list(range(len(seen)))
@@ -107,6 +115,59 @@ def test_who_is_absent_for_longer_than_the_limit_is_another(absent: int, last_id
     assert [len(poses) for poses in found[30 : 30 + absent]] == [0] * absent
 
 
+def painted(*people: tuple[NDArray[np.float32], tuple[int, int, int]]) -> NDArray[np.uint8]:
+    """Grey, with boxes of these colours where people are; later ones in front."""
+    image = frame(0).image.copy()
+    for points, colour in people:
+        x1, y1, x2, y2 = box_of(points).clip(0).astype(int)
+        image[y1:y2, x1:x2] = colour
+    return image
+
+
+RED, BLUE = (200, 40, 40), (40, 40, 200)
+
+
+@pytest.mark.parametrize(("colour", "last_id"), [(RED, 1), (BLUE, 2)])
+def test_who_comes_back_nearby_is_told_by_the_clothes(colour: tuple[int, int, int], last_id: int) -> None:
+    # Away for 0.5 s, and back a quarter of a body's height to the side.
+    there, back = body(300, 320, 200), body(345, 320, 200)
+    seen = [[there] if t < 30 else [back] if t >= 45 else [] for t in range(90)]
+    images = {t: painted((there, RED)) if t < 30 else painted((back, colour)) for t in range(90)}
+    found = follow(seen, images=images)
+    assert found[29].ids.tolist() == [1]
+    assert found[-1].ids.tolist() == [last_id]
+
+
+def test_a_pose_that_jumps_to_another_person_does_not_take_the_id_along() -> None:
+    # They cross; meanwhile only the one in front is seen, whose pose lies between the two for a while.
+    left, right = Walker(200, 3), Walker(440, -3)
+    seen, images = [], {}
+    for t in range(80):
+        a, b = left.at(t), right.at(t)
+        assert a is not None and b is not None
+        hidden = abs(a[0, 0] - b[0, 0]) < 60
+        seen.append([b] if hidden else [a, b])
+        images[t] = painted((a, RED), (b, BLUE))
+    found = follow(seen, images=images)
+    assert found[0].ids.tolist() == found[-1].ids.tolist() == [1, 2]
+    for t in (0, 79):
+        np.testing.assert_allclose(found[t].keypoints[:, 0, 0], [p[0, 0] for p in seen[t]], atol=1)
+
+
+def test_clothes_are_the_colours_of_what_is_worn() -> None:
+    points = body(300, 320, 200)
+    poses = poses_of([points, points + 150])
+    worn = clothes(painted((points, RED)), poses)
+    assert worn.shape == (2, 3, 3)
+    # Red in CIE Lab: L 43 (halved), a 61, b 40; grey has no colour.
+    np.testing.assert_allclose(worn[0], np.tile([21.5, 61, 40], (3, 1)), atol=3)
+    np.testing.assert_allclose(worn[1, 0, 1:], 0, atol=1)
+    unsure = clothes(painted((points, RED)), poses_of([points], score=0.1))
+    assert np.isnan(unsure).all()
+    outside = clothes(painted((points, RED)), poses_of([points - 1000]))
+    assert np.isnan(outside).all()
+
+
 def test_ids_count_in_order_of_birth_and_people_stand_in_their_order() -> None:
     walkers = [Walker(500, 0, first=9), Walker(100, 0), Walker(300, 0, first=9)]
     seen = [[p for w in walkers if (p := w.at(t)) is not None] for t in range(30)]
@@ -128,7 +189,7 @@ def test_certain_people_are_never_dropped() -> None:
     for t, count in enumerate([2, 0, 1]):
         poses = poses_of([stand] * count, score=0.0)
         tracker.predict(t / FPS)
-        tracker.update(poses, np.ones(count, np.bool_), t, t / FPS)
+        tracker.update(poses, np.ones(count, np.bool_), t, t / FPS, frame(t).image)
         finished += line.push(frame(t), tracker.tracks)
     finished += line.flush()
     assert [len(poses) for _, poses in finished] == [2, 0, 1]

@@ -1,4 +1,4 @@
-"""``hgpose eval pose`` and ``hgpose eval person``."""
+"""``hgpose eval pose``, ``hgpose eval person`` and ``hgpose eval track``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from hgpose.options import EstimatorOptions, VideoOptions
+
+_E, _V = EstimatorOptions(), VideoOptions()
 
 eval_app = typer.Typer(help="Score a model, or a keypoints file, on an annotated set.", no_args_is_help=True)
 
@@ -173,6 +177,86 @@ def eval_person(
     _print(scored, as_json, as_markdown)
 
 
+@eval_app.command("track")
+def eval_track(
+    clips: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Videos, or the COCO JSON (with track_id) beside a video of its name; by default clips "
+            "of rendered people, which are made on the first run.",
+            show_default=False,
+        ),
+    ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Keypoints from the truth, with noise, instead of the network."),
+    ] = False,
+    weights: Annotated[str, typer.Option("--weights", help="A name or a .safetensors file.")] = _E.weights,
+    detector: Annotated[
+        str, typer.Option("--detector", help="Of videos without truth: person, whole-frame or boxes:FILE.")
+    ] = _E.detector,
+    detect_every: Annotated[
+        int, typer.Option("--detect-every", help="Look for people anew on every n-th frame at least.")
+    ] = _V.detect_every,
+    start: Annotated[
+        float, typer.Option("--start", help="Of videos without truth: seconds to leave out.")
+    ] = 0.0,
+    end: Annotated[
+        float | None, typer.Option("--end", help="Of videos without truth: seconds at which to stop.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder of the rendered clips.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    half: Half = None,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Score how people are followed: IDF1, MOTA, lag and jitter; of any video, what following gains.
+
+    With truth, detections are its boxes, jittered, a fifth of them missed, one in twenty invented. Without,
+    detecting on every frame is compared with --detect-every, and keypoints with and without smoothing.
+    """
+    from hgpose.estimate import load_estimator
+    from hgpose.keypoints import BODY19
+    from hgpose.train.tracking import id_scores, load_truth, score_clip, score_video
+
+    if exact and (videos := [c for c in clips or [] if c.suffix != ".json"]):
+        raise typer.BadParameter(f"needs truth, which {videos[0]} has none of", param_hint="--exact")
+    options = EstimatorOptions(weights=weights, detector=detector, device=device, half=half)
+    VideoOptions(start_s=start, end_s=end, detect_every=detect_every)
+    named = {clip.stem: (clip.with_suffix(".mp4"), clip) for clip in clips or [] if clip.suffix == ".json"}
+    if not clips:
+        from hgpose.demo.scenes import rendered
+        from hgpose.weights import cache_folder
+
+        named = rendered(cache or cache_folder(), lambda name: typer.echo(f"rendering {name}", err=True))
+    estimator = None if exact else load_estimator(options)
+    scored: dict[str, Any] = {}
+    if named:
+        events, motions = {}, {}
+        keypoints = BODY19 if estimator is None else estimator.keypoint_set
+        for name, (video, truth) in named.items():
+            events[name], motions[name] = score_clip(
+                video,
+                load_truth(truth, keypoints),
+                None if estimator is None else estimator.crops,
+                keypoints,
+                options,
+                detect_every,
+                seeds=3 if exact else 1,
+            )
+        scored = {name: ids | motions.get(name, {}) for name, ids in id_scores(events).items()}
+    if estimator is not None:
+        for video in (clip for clip in clips or [] if clip.suffix != ".json"):
+            scored[video.name] = score_video(video, estimator, detect_every, start, end)
+    # JSON has no NaN: what there is nothing to score of.
+    scored = {
+        clip: {key: None if v != v else v for key, v in scores.items()} for clip, scores in scored.items()
+    }
+    _print_clips(scored, as_json, as_markdown)
+
+
 def _record(weights: str, annotations: Path, scored: dict[str, Any]) -> None:
     """Writes scores, and the command that reproduces them, into the card of a model."""
     from dataclasses import replace
@@ -219,6 +303,22 @@ def _print(scored: dict[str, Any], as_json: bool, as_markdown: bool) -> None:
     for row in ("mean", "weighted_mean", "limbs"):
         by_joint.add_row(row, *(_percent(table[row]) for table in tables.values()))
     console.print(by_joint)
+
+
+def _print_clips(scored: dict[str, dict[str, Any]], as_json: bool, as_markdown: bool) -> None:
+    """One JSON object, or tables with a column a clip."""
+    if as_json:
+        typer.echo(json.dumps(scored))
+        return
+    from rich.box import MARKDOWN, ROUNDED
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("clip", *scored, box=MARKDOWN if as_markdown else ROUNDED)
+    for key in dict.fromkeys(key for scores in scored.values() for key in scores):
+        values = (scores.get(key) for scores in scored.values())
+        table.add_row(key, *("" if v is None else f"{v:.4g}" for v in values))
+    Console(width=160).print(table)
 
 
 def _percent(value: float | None) -> str:

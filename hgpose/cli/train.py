@@ -38,6 +38,9 @@ Decay = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Of initialisation, order and augmentation.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")]
 Init = Annotated[str | None, typer.Option("--init", help="Weights to begin with: a name or a path.")]
+Freeze = Annotated[
+    bool, typer.Option("--freeze-stem", help="Leave the stem as --init has it: a good deal faster.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")]
 Half = Annotated[
     bool | None, typer.Option("--half/--no-half", help="bfloat16 arithmetic; by default where it is fast.")
@@ -84,6 +87,7 @@ def train_pose(
     seed: Seed = _D.seed,
     resume: Resume = False,
     init: Init = None,
+    freeze_stem: Freeze = False,
     device: Device = _D.device,
     half: Half = None,
     workers: Workers = _D.workers,
@@ -94,7 +98,8 @@ def train_pose(
     """Train the stacked hourglass on people with keypoints."""
     options = TrainOptions(
         out=out, size_px=size, batch=batch, epochs=epochs, minutes=minutes, learning_rate=lr, decay=decay,
-        seed=seed, resume=resume, init=init, device=device, half=half, workers=workers,
+        seed=seed, resume=resume, init=init, freeze_stem=freeze_stem, device=device, half=half,
+        workers=workers,
     )  # fmt: skip
     from hgpose.keypoints import keypoint_set
     from hgpose.train.archives import load_people
@@ -127,12 +132,11 @@ def train_person(
     val: Val,
     images: Images = None,
     out: Out = Path("runs/person"),
-    width: Annotated[int, typer.Option("--width", help="Channels of the hourglass.")] = 64,
-    growth: Annotated[int, typer.Option("--growth", help="Channels that each pooling step adds.")] = 64,
+    width: Annotated[int, typer.Option("--width", help="Channels of the hourglass.")] = 128,
     size: Size = 256,
     input_px: Annotated[
         int, typer.Option("--input", help="Longer side of the input when the model is used, px.")
-    ] = 320,
+    ] = 256,
     batch: Batch = _D.batch,
     epochs: Epochs = None,
     minutes: Minutes = None,
@@ -141,6 +145,7 @@ def train_person(
     seed: Seed = _D.seed,
     resume: Resume = False,
     init: Init = None,
+    freeze_stem: Freeze = False,
     device: Device = _D.device,
     half: Half = None,
     workers: Workers = _D.workers,
@@ -151,7 +156,8 @@ def train_person(
     """Train the person finder on boxes."""
     options = TrainOptions(
         out=out, size_px=size, batch=batch, epochs=epochs, minutes=minutes, learning_rate=lr, decay=decay,
-        seed=seed, resume=resume, init=init, device=device, half=half, workers=workers,
+        seed=seed, resume=resume, init=init, freeze_stem=freeze_stem, device=device, half=half,
+        workers=workers,
     )  # fmt: skip
     from hgpose.train.datasets import load_box_set
     from hgpose.train.person import PersonTask
@@ -162,7 +168,7 @@ def train_person(
     task = PersonTask(
         boxes,
         validation,
-        {"width": width, "growth": growth},
+        {"width": width},
         options,
         cache,
         _description(data_note, annotations, licence, seed),

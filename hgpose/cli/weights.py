@@ -11,6 +11,8 @@ weights_app = typer.Typer(help="List, fetch and convert weights.", no_args_is_he
 
 Name = Annotated[str, typer.Argument(help="As 'hgpose weights list' has it.", show_default=False)]
 AnyWeights = Annotated[str, typer.Argument(help="A name or a .safetensors file.", show_default=False)]
+#: The narrowest terminal that leaves names whole beside the other columns.
+_NARROW = 60
 
 
 @weights_app.command("list")
@@ -23,7 +25,11 @@ def list_weights() -> None:
     from hgpose.registry import PUBLISHED
     from hgpose.weights import cache_folder, read_card, weights_folder
 
-    table = Table(Column("name", no_wrap=True), "where", "keypoints", "input px", "score", "licence")
+    console = Console()
+    whole = console.width >= _NARROW or not console.is_terminal
+    table = Table(Column("name", no_wrap=whole, overflow="fold"), box=None, pad_edge=False)
+    for header in ("where", "keypoints", "input px", "score", "licence"):
+        table.add_column(header, overflow="fold")
     bad = []
     for folder, where in ((weights_folder(), "shipped"), (cache_folder(), "fetched")):
         for path in sorted(folder.glob("*.safetensors")):
@@ -32,20 +38,44 @@ def list_weights() -> None:
             except WeightsError as error:
                 bad.append(str(error))
                 continue
-            table.add_row(path.stem, where, card.keypoint_set, str(card.input_px), "", card.licence)
+            score = _score(path.stem) if where == "fetched" else ""
+            table.add_row(path.stem, where, card.keypoint_set, str(card.input_px), score, card.licence)
     for name, weights in PUBLISHED.items():
         if not (cache_folder() / f"{name}.safetensors").is_file():
-            score = "" if weights.score is None else f"{weights.score} {weights.metric.partition(',')[0]}"
-            table.add_row(
-                name, "to fetch", weights.keypoint_set, str(weights.input_px), score, weights.licence
-            )
-    Console().print(table)
+            side = str(weights.input_px)
+            table.add_row(name, "to fetch", weights.keypoint_set, side, _score(name), weights.licence)
+    if not console.is_terminal:
+        # Into a pipe or a file: a line an entry, however long.
+        console = Console(width=console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
     if bad:
         raise WeightsError("; ".join(bad))
 
 
+def _score(name: str) -> str:
+    """As the authors report it; empty where they do not."""
+    from hgpose.registry import PUBLISHED
+
+    weights = PUBLISHED.get(name)
+    if weights is None or weights.score is None:
+        return ""
+    return f"{weights.score} {weights.metric.partition(',')[0]}"
+
+
+def _check_name(name: str) -> None:
+    """Without a name the answer is those there are."""
+    from hgpose.errors import OptionsError
+    from hgpose.registry import PUBLISHED
+    from hgpose.weights import available
+
+    if not name:
+        raise OptionsError(
+            f"NAME is missing; shipped: {', '.join(available())}; to fetch: {', '.join(PUBLISHED)}"
+        )
+
+
 @weights_app.command("info")
-def info(name: AnyWeights) -> None:
+def info(name: AnyWeights = "") -> None:
     """Show all that is known of weights."""
     from dataclasses import asdict
 
@@ -53,6 +83,7 @@ def info(name: AnyWeights) -> None:
     from hgpose.registry import PUBLISHED
     from hgpose.weights import find_weights, read_card
 
+    _check_name(name)
     fields = asdict(PUBLISHED[name]) if name in PUBLISHED else {}
     try:
         path = find_weights(name)
@@ -65,13 +96,14 @@ def info(name: AnyWeights) -> None:
 
 
 @weights_app.command("fetch")
-def fetch_weights(name: Name) -> None:
+def fetch_weights(name: Name = "") -> None:
     """Fetch published weights; afterwards --weights NAME finds them."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
     from hgpose.registry import fetch
 
+    _check_name(name)
     console = Console(stderr=True)
     with Progress(
         BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True
@@ -89,7 +121,7 @@ def convert_checkpoint(
     layout: Annotated[
         str | None,
         typer.Option(
-            "--layout", help="bearpaw or fpd, which look alike at width 256 (then bearpaw is taken)."
+            "--layout", help="bearpaw or fpd, which look the same at width 256 (then bearpaw is taken)."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file and its card.")] = False,
@@ -102,14 +134,22 @@ def convert_checkpoint(
 
     if out.suffix != ".safetensors":
         raise OptionsError(f"-o {out}: the name must end in .safetensors")
-    _print({"file": out} | asdict(convert(file, out, size, layout, overwrite=overwrite)))
+    card = convert(file, out, size, layout, overwrite=overwrite)
+    _print({"file": out} | asdict(card))
+    if layout is None and card.training["layout"] == "bearpaw" and card.architecture["width"] == 256:
+        typer.echo(
+            "taken as bearpaw's or anibali's; FPD's look the same at this width: if it is FPD's, convert it "
+            "again with --layout fpd --overwrite",
+            err=True,
+        )
 
 
 @weights_app.command("path")
-def path_of(name: AnyWeights) -> None:
+def path_of(name: AnyWeights = "") -> None:
     """Print where the file of weights is."""
     from hgpose.weights import find_weights
 
+    _check_name(name)
     typer.echo(find_weights(name))
 
 

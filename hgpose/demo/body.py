@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from hgpose.keypoints import BODY19
@@ -134,9 +135,7 @@ class Body:
         self._bones = {label: i for i, label in enumerate(model.bone_labels)}
         self._parents = [int(p) for p in model.bone_parents]
         self.faces: NDArray[np.int64] = np.asarray(model.faces, dtype=np.int64)
-        self._edges = np.unique(
-            np.sort(self.faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1), axis=0
-        )
+        self._around = _means_of_neighbours(self.faces)
         self._neutral = np.tile(np.eye(3), (len(self._bones), 1, 1))
         rest, joints, face = self._run(self._neutral)
         self._neutral = self._arms_and_legs_down(joints)
@@ -281,19 +280,19 @@ class Body:
             # Full thickness 12 mm from the hem.
             thickness = np.maximum(thickness, stand_off * np.clip(distance / 0.012, 0, 1))
         soft = (np.clip(thickness / 0.008, 0, 1) * 0.6)[:, None]
-        a, b = self._edges.T
-        degree = np.bincount(self._edges.ravel(), minlength=len(skin))[:, None]
         vertices: Array = skin
         for _ in range(14):
-            around = np.stack(
-                [
-                    np.bincount(a, vertices[b, i], len(skin)) + np.bincount(b, vertices[a, i], len(skin))
-                    for i in range(3)
-                ],
-                axis=1,
-            )
-            vertices = vertices + soft * (around / degree - vertices)
+            vertices = vertices + soft * (self._around @ vertices - vertices)
         return np.asarray(vertices + thickness[:, None] * normals(vertices, self.faces))
+
+
+def _means_of_neighbours(faces: NDArray[np.int64]) -> Any:
+    """Sparse ``(V, V)``: times the vertices, the mean of the neighbours of each."""
+    count = int(faces.max()) + 1
+    ends = faces[:, [[0, 1], [1, 2], [2, 0], [1, 0], [2, 1], [0, 2]]].reshape(-1, 2)
+    a, b = np.unique(ends, axis=0).T
+    degree = np.bincount(a, minlength=count)
+    return scipy.sparse.csr_array((1 / degree[a], (a, b)), (count, count))
 
 
 def normals(vertices: Array, faces: NDArray[np.int64]) -> Array:

@@ -180,6 +180,7 @@ class Scene:
         scenery: floor and wall.
         fps: frames a second.
         seed: of textures and noise; the truth does not depend on it.
+        oversampling: pixels drawn for every one kept, along each axis: finer edges, more time.
     """
 
     actors: tuple[Actor, ...]
@@ -188,6 +189,7 @@ class Scene:
     scenery: Set = field(default_factory=Set)
     fps: int = 25
     seed: int = 0
+    oversampling: int = 2
 
 
 # How far a joint lies under the skin at most, metres: what is nearer to the camera by more hides it.
@@ -242,7 +244,7 @@ def frames(scene: Scene) -> Iterator[tuple[NDArray[np.uint8], list[dict[str, Any
         time_s = index / scene.fps
         camera = [camera for start, camera in scene.shots if start <= time_s][-1]
         if stage is None or stage.camera != camera:
-            stage = Stage(camera, scene.scenery, scene.seed)
+            stage = Stage(camera, scene.scenery, scene.seed, scene.oversampling)
         people, joints = [], []
         for i, (actor, body) in enumerate(zip(scene.actors, bodies, strict=True)):
             at, heading = actor.place(time_s)
@@ -260,7 +262,10 @@ def frames(scene: Scene) -> Iterator[tuple[NDArray[np.uint8], list[dict[str, Any
 
 
 def render(scene: Scene, video: Path, truth: Path) -> None:
-    """Writes a scene as H.264 video and its truth as COCO-style JSON (image ids are frame indices)."""
+    """Writes a scene as H.264 video and its truth as COCO-style JSON.
+
+    Image ids are frame indices, ``shot`` counts the cuts before a frame, ``track_id`` says who is who.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     w, h = scene.shots[0][1].size_wh
@@ -272,7 +277,8 @@ def render(scene: Scene, video: Path, truth: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = w, h, "yuv420p"
         for index, (image, found) in enumerate(frames(scene)):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            images.append({"id": index, "file_name": f"{index:06d}", "width": w, "height": h})
+            shot = sum(start <= index / scene.fps for start, _ in scene.shots) - 1
+            images.append({"id": index, "file_name": f"{index:06d}", "width": w, "height": h, "shot": shot})
             annotations += [
                 {"id": len(annotations) + 1 + k, "image_id": index, **a} for k, a in enumerate(found)
             ]

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from hgpose.demo.body import LAYERS, Array, Body, Colour, normals
 
-#: Pixels drawn for every one kept, along each axis.
-_OVERSAMPLING = 2
 _KEY_LIGHT = np.array([-0.45, -0.62, 0.95]) / np.linalg.norm([-0.45, -0.62, 0.95])
 _FILL_LIGHT = np.array([0.8, -0.5, 0.25]) / np.linalg.norm([0.8, -0.5, 0.25])
 _SHADOW_CELL_M = 0.008
@@ -92,19 +90,21 @@ def _rasterise(
         depth ``(H, W)`` (infinite: none).
     """
     w, h = size_wh
-    corners = points[faces]
-    low = np.clip(np.ceil(corners.min(axis=1)), 0, [w, h]).astype(np.int64)
-    high = np.clip(np.floor(corners.max(axis=1)) + 1, 0, [w, h]).astype(np.int64)
+    # Vertex by vertex: numpy is slow along axes of two or three.
+    a, b, c = points[faces.T]
+    low = np.clip(np.ceil(np.minimum(np.minimum(a, b), c)), 0, [w, h]).astype(np.int64)
+    high = np.clip(np.floor(np.maximum(np.maximum(a, b), c)) + 1, 0, [w, h]).astype(np.int64)
     span = np.maximum(high - low, 0)
-    e1, e2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    pixels = span[:, 0] * span[:, 1]
+    e1, e2 = b - a, c - a
     area = e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0]
-    drawn = np.flatnonzero((span.prod(axis=1) > 0) & (np.abs(area) > 1e-12) & (depth[faces] > 0).all(axis=1))
-    counts = span[drawn].prod(axis=1)
+    drawn = np.flatnonzero((pixels > 0) & (np.abs(area) > 1e-12) & (depth[faces.T] > 0).all(axis=0))
+    counts = pixels[drawn]
     face = np.repeat(drawn, counts)
     nth = np.arange(len(face)) - np.repeat(np.cumsum(counts) - counts, counts)
     x = low[face, 0] + nth % span[face, 0]
     y = low[face, 1] + nth // span[face, 0]
-    dx, dy = x - corners[face, 0, 0], y - corners[face, 0, 1]
+    dx, dy = x - a[face, 0], y - a[face, 1]
     w1 = (dx * e2[face, 1] - dy * e2[face, 0]) / area[face]
     w2 = (dy * e1[face, 0] - dx * e1[face, 1]) / area[face]
     inside = (w1 >= 0) & (w2 >= 0) & (w1 + w2 <= 1)
@@ -134,14 +134,17 @@ def _noise(rng: np.random.Generator, size: int, octaves: int) -> Array:
 
 
 class Stage:
-    """A set seen by a camera; draws people on it, frame after frame."""
+    """A set seen by a camera; draws people on it, frame after frame.
 
-    def __init__(self, camera: Camera, scenery: Set, seed: int) -> None:
-        self.camera = camera
+    ``oversampling`` pixels are drawn for every one kept, along each axis.
+    """
+
+    def __init__(self, camera: Camera, scenery: Set, seed: int, oversampling: int) -> None:
+        self.camera, self._oversampling = camera, oversampling
         self._rng = np.random.default_rng(seed)
-        self._size = (camera.size_wh[0] * _OVERSAMPLING, camera.size_wh[1] * _OVERSAMPLING)
+        self._size = (camera.size_wh[0] * oversampling, camera.size_wh[1] * oversampling)
         w, h = self._size
-        x, y = (np.stack(np.meshgrid(np.arange(w), np.arange(h)), axis=0) + 0.5) / _OVERSAMPLING - 0.5
+        x, y = (np.stack(np.meshgrid(np.arange(w), np.arange(h)), axis=0) + 0.5) / oversampling - 0.5
         middle = (np.array(camera.size_wh) - 1) / 2
         rays = np.stack(
             [(x - middle[0]) / camera.focal_px, (y - middle[1]) / camera.focal_px, np.ones_like(x)], axis=-1
@@ -190,7 +193,7 @@ class Stage:
         faces = np.concatenate([body.faces + start for body, start in zip(bodies, starts, strict=True)])
         owner = np.repeat(np.arange(len(bodies)), [len(body.faces) for body in bodies])
         points, depth = self.camera.project(vertices)
-        found, weights, z = _rasterise((points + 0.5) * _OVERSAMPLING - 0.5, depth, faces, self._size)
+        found, weights, z = _rasterise((points + 0.5) * self._oversampling - 0.5, depth, faces, self._size)
         seen = found >= 0
         near = faces[found[seen]]
         flat = weights[seen] / depth[near]
@@ -240,7 +243,7 @@ class Stage:
             cv2.GaussianBlur(linear, (0, 0), 0.8), self.camera.size_wh, interpolation=cv2.INTER_AREA
         )
         grey = np.clip(small, 0, 1) ** (1 / 2.2) * 255 + self._rng.normal(scale=1.2, size=small.shape)
-        k = _OVERSAMPLING
+        k = self._oversampling
         return Picture(np.clip(grey, 0, 255).round().astype(np.uint8), z[::k, ::k], person[::k, ::k])
 
     def _shadow(

@@ -13,32 +13,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgpose.geometry import HEATMAP_STRIDE_PX
-from hgpose.models.hourglass import StackedHourglass
+from hgpose.models.hourglass import Head, Hourglass, Residual, StackedHourglass, Stem
 
-#: Raw distances are logarithms in units of this many cells, so that 0 is a person of usual size.
-_USUAL_CELLS = 10.0
+#: A cell of the finder's maps spans this many input px; cell h is centred on input px 8 h + 3.5. A
+#: person is many cells of a pose network's heatmap: to be found they need no more than a few.
+FINDER_STRIDE_PX = 8
+
+#: Raw distances are logarithms in units of this many input px, so that 0 is a person of usual size.
+_USUAL_PX = 40.0
 
 
 class PersonFinder(nn.Module):
     """Centre heatmap and box distances of every person on an image.
 
+    The stem and the hourglass are those of a pose network without its outermost, finest and dearest
+    level, so the weights of a trained one fit: see :meth:`begin_as`.
+
     Args:
         width: channels of the hourglass, a multiple of 8.
         depth: pooling steps inside it.
-        growth: channels that each pooling step adds: what tells people from posts is worth more
-            channels where cells are few.
     """
 
-    def __init__(self, width: int = 64, depth: int = 4, growth: int = 0) -> None:
+    def __init__(self, width: int = 128, depth: int = 3) -> None:
         super().__init__()
-        self.hourglass = StackedHourglass(outputs=5, stacks=1, width=width, depth=depth, growth=growth)
-        self.stride_px = self.hourglass.stride_px
+        self.stride_px = FINDER_STRIDE_PX * 2**depth
+        self.stem = Stem(width, (width // 4, width // 2, width // 2))
+        self.down = Residual(width, width)
+        self.hourglass = Hourglass(depth, width)
+        self.head = Head(width, outputs=5)
         # A cell is hardly ever a centre: begin there (Lin et al. 2017, "Focal Loss", section 3.3).
-        bias = self.hourglass.get_parameter("heads.0.score.bias")
+        assert self.head.score.bias is not None
         with torch.no_grad():
-            bias.zero_()
-            bias[0] = -math.log(99)
+            self.head.score.bias.zero_()
+            self.head.score.bias[0] = -math.log(99)
+
+    def begin_as(self, pose: StackedHourglass) -> None:
+        """Takes over what a trained pose network of the same width knows of people's parts.
+
+        Raises:
+            RuntimeError: its width or depth is another.
+        """
+        outer = pose.hourglasses[0]
+        assert isinstance(outer, Hourglass) and isinstance(outer.inner, Hourglass)
+        self.stem.load_state_dict(pose.stem.state_dict())
+        self.down.load_state_dict(outer.down.state_dict())
+        self.hourglass.load_state_dict(outer.inner.state_dict())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Raw centre scores and distances.
@@ -47,11 +66,12 @@ class PersonFinder(nn.Module):
             images: ``(N, 3, H, W)`` normalised RGB; H and W multiples of ``stride_px``.
 
         Returns:
-            centres ``(N, H/4, W/4)`` raw (a sigmoid makes them probabilities), and distances
-            ``(N, 4, H/4, W/4)`` from each cell's centre to the left, top, right and bottom side, input px.
+            centres ``(N, H/8, W/8)`` raw (a sigmoid makes them probabilities), and distances
+            ``(N, 4, H/8, W/8)`` from each cell's centre to the left, top, right and bottom side, input px.
         """
-        maps = self.hourglass(images)[-1].float()
-        return maps[:, 0], maps[:, 1:].clamp(-6, 4).exp() * (_USUAL_CELLS * HEATMAP_STRIDE_PX)
+        x = self.down(F.max_pool2d(self.stem(images), 2))
+        maps = self.head(self.hourglass(x))[1].float()
+        return maps[:, 0], maps[:, 1:].clamp(-6, 4).exp() * _USUAL_PX
 
     @staticmethod
     def decode(centres: Tensor, distances: Tensor, max_people: int = 100) -> tuple[Tensor, Tensor]:
@@ -70,9 +90,9 @@ class PersonFinder(nn.Module):
         scores = centres.sigmoid()
         peaks = scores * (F.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0] == scores)
         top, cells = peaks.flatten(1).topk(min(max_people, h * w))
-        middle = (HEATMAP_STRIDE_PX - 1) / 2
-        x = (cells % w) * HEATMAP_STRIDE_PX + middle
-        y = torch.div(cells, w, rounding_mode="floor") * HEATMAP_STRIDE_PX + middle
+        middle = (FINDER_STRIDE_PX - 1) / 2
+        x = (cells % w) * FINDER_STRIDE_PX + middle
+        y = torch.div(cells, w, rounding_mode="floor") * FINDER_STRIDE_PX + middle
         sides = distances.flatten(2).gather(2, cells[:, None].expand(-1, 4, -1))
         left, upper, right, lower = sides.unbind(1)
         return torch.stack([x - left, y - upper, x + right, y + lower], dim=-1), top

@@ -57,17 +57,14 @@ class Hourglass(nn.Module):
     Args:
         depth: pooling steps.
         width: C.
-        growth: channels that each pooling step adds, as in CornerNet (Law and Deng 2018,
-            arXiv:1808.01244, section 3.5); the published hourglass has 0.
     """
 
-    def __init__(self, depth: int, width: int, growth: int = 0) -> None:
+    def __init__(self, depth: int, width: int) -> None:
         super().__init__()
-        low = width + growth
         self.branch = Residual(width, width)
-        self.down = Residual(width, low)
-        self.inner = Hourglass(depth - 1, low, growth) if depth > 1 else Residual(low, low)
-        self.up = Residual(low, width)
+        self.down = Residual(width, width)
+        self.inner = Hourglass(depth - 1, width) if depth > 1 else Residual(width, width)
+        self.up = Residual(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the class says."""
@@ -177,7 +174,6 @@ class StackedHourglass(nn.Module):
         stem: channels of the stem's convolution and of its first two residuals. By default width/4,
             width/2, width/2: at width 256 that is the published 64, 128, 128; in a narrow network a fixed
             stem would cost more than the hourglasses.
-        growth: channels that each pooling step adds.
     """
 
     def __init__(
@@ -187,12 +183,11 @@ class StackedHourglass(nn.Module):
         width: int = 128,
         depth: int = 4,
         stem: Sequence[int] | None = None,
-        growth: int = 0,
     ) -> None:
         super().__init__()
         self.stride_px = 4 * 2**depth
         self.stem = Stem(width, stem or (width // 4, width // 2, width // 2))
-        self.hourglasses = nn.ModuleList(Hourglass(depth, width, growth) for _ in range(stacks))
+        self.hourglasses = nn.ModuleList(Hourglass(depth, width) for _ in range(stacks))
         self.heads = nn.ModuleList(Head(width, outputs) for _ in range(stacks))
         self.merges = nn.ModuleList(Merge(width, outputs) for _ in range(stacks - 1))
 

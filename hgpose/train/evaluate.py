@@ -15,7 +15,7 @@ from hgpose.detect import Detector
 from hgpose.draw import draw_poses
 from hgpose.errors import InputError
 from hgpose.estimate import CropEstimator
-from hgpose.geometry import CropTransform
+from hgpose.geometry import MAX_PX, CropTransform
 from hgpose.keypoints import KeypointSet
 from hgpose.options import Style
 from hgpose.sources.images import read_image
@@ -171,8 +171,12 @@ def load_detections(path: Path, images: CocoImages) -> list[Detections]:
                 f"{path}: entry {number} lacks a good image_id, category_id, bbox or score ({error!r}); "
                 "it must be a list of COCO detections"
             ) from error
-        if not (np.isfinite([x, y, w, h, score]).all() and w >= 0 and h >= 0):
-            raise InputError(f"{path}: entry {number}: {entry['bbox']} is not a box with a score; remove it")
+        far = np.abs([x, y, x + w, y + h]).max()
+        if not (far <= MAX_PX and np.isfinite(score) and w >= 0 and h >= 0):
+            raise InputError(
+                f"{path}: entry {number}: {entry['bbox']} is not a box within {MAX_PX} px, with a score; "
+                "remove it"
+            )
         if row is not None:
             found[row].append((x, y, x + w, y + h, score))
     if not any(found):

@@ -24,6 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hgpose.atomic import atomic_path, output_errors
 from hgpose.device import choose_device, has_fast_bfloat16
 from hgpose.errors import TrainingError
+from hgpose.models.finder import PersonFinder
+from hgpose.models.hourglass import StackedHourglass
 from hgpose.options import TrainOptions
 from hgpose.train.optim import Muon
 from hgpose.weights import Card, load_weights, save_weights
@@ -143,14 +145,19 @@ class Trainer:
         torch.manual_seed(options.seed)
         model = task.build()
         if options.init:
-            trained, card = load_weights(options.init, task.name)
+            trained, card = load_weights(options.init)
             try:
-                model.load_state_dict(trained.state_dict())
+                if isinstance(model, PersonFinder) and isinstance(trained, StackedHourglass):
+                    model.begin_as(trained)
+                else:
+                    model.load_state_dict(trained.state_dict())
             except RuntimeError:
                 raise TrainingError(
                     f"--init {options.init}: its network is {card.architecture}, that of this run "
                     f"{task.card().architecture}: train the same"
                 ) from None
+        if options.freeze_stem:
+            model.get_submodule("stem").requires_grad_(False)
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizers = _optimizers(self.model, options)
@@ -203,6 +210,9 @@ class Trainer:
         saved = validated = self.seconds
         losses: list[Tensor] = []
         self.model.train()
+        if options.freeze_stem:
+            # Its statistics stay, too.
+            self.model.get_submodule("stem").eval()
         batches = iter(loader)
         while self.done < 1:
             stable = self.done < 1 - options.decay

@@ -21,8 +21,9 @@ from torch.utils.data import Dataset
 
 from hgpose.detect import PersonDetector
 from hgpose.errors import InputError
-from hgpose.geometry import HEATMAP_STRIDE_PX, CropTransform, crop_to_heatmap, heatmap_to_crop
+from hgpose.geometry import CropTransform, crop_to_heatmap, heatmap_to_crop
 from hgpose.models import build_model
+from hgpose.models.finder import FINDER_STRIDE_PX
 from hgpose.network import Network
 from hgpose.options import TrainOptions
 from hgpose.train.augment import Augmentation, random_fill, random_look
@@ -46,7 +47,7 @@ _FALSE_BOXES = (0.28, 1.8)
 class PersonDataset(Dataset[dict[str, Any]]):
     """Random views of images with person boxes. Items depend on seed, epoch and index alone.
 
-    Each item has, with h and w a quarter of the size: ``image`` ``(3, S, S)`` uint8 RGB; ``centres``
+    Each item has, with h and w an eighth of the size: ``image`` ``(3, S, S)`` uint8 RGB; ``centres``
     ``(h, w)`` float32 in [0, 1]; ``known`` ``(h, w)`` float32, 0 where a person is too small or cut;
     ``boxes`` ``(4, h, w)`` float32 xyxy input px of the person a cell belongs to; ``shares``
     ``(h, w)`` float32, the cell's share in learning that box.
@@ -101,7 +102,7 @@ def box_targets(
         crowd: ``(n,)``, regions where people are neither wanted nor wrong.
         size_px: side of the view.
     """
-    n = size_px // HEATMAP_STRIDE_PX
+    n = size_px // FINDER_STRIDE_PX
     cells = np.arange(n, dtype=np.float32)
     centres, known = np.zeros((n, n), np.float32), np.ones((n, n), np.float32)
     shares, target = np.zeros((n, n), np.float32), np.zeros((4, n, n), np.float32)
@@ -111,10 +112,10 @@ def box_targets(
     # Small people last: where two overlap, the smaller one's cells are its own.
     for i in np.argsort(-visible):
         x1, y1, x2, y2 = clipped[i]
-        w, h = (x2 - x1) / HEATMAP_STRIDE_PX, (y2 - y1) / HEATMAP_STRIDE_PX
+        w, h = (x2 - x1) / FINDER_STRIDE_PX, (y2 - y1) / FINDER_STRIDE_PX
         if visible[i] <= 0:
             continue
-        x, y = crop_to_heatmap(np.array([(x1 + x2) / 2, (y1 + y2) / 2]))
+        x, y = crop_to_heatmap(np.array([(x1 + x2) / 2, (y1 + y2) / 2]), FINDER_STRIDE_PX)
         small = (y2 - y1) < _LEAST_HEIGHT_PX
         if crowd[i] or small or visible[i] < _LEAST_VISIBLE * area[i]:
             inside = (abs(cells - y) <= h / 2)[:, None] & (abs(cells - x) <= w / 2)[None]
@@ -152,7 +153,9 @@ def box_loss(distances: Tensor, boxes: Tensor, shares: Tensor) -> Tensor:
         shares: ``(N, h, w)`` weights.
     """
     y, x = (
-        torch.from_numpy(heatmap_to_crop(np.arange(size, dtype=np.float32))).to(distances.device)
+        torch.from_numpy(heatmap_to_crop(np.arange(size, dtype=np.float32), FINDER_STRIDE_PX)).to(
+            distances.device
+        )
         for size in distances.shape[-2:]
     )
     y = y[:, None]
@@ -175,7 +178,7 @@ class PersonTask:
     Args:
         boxes: to train on.
         validation: to choose the best weights on.
-        architecture: ``width``, ``growth``.
+        architecture: ``width``.
         options: of the training.
         cache: folder for decoded images.
         description: ``data``, ``licence`` and ``training`` of the model card.
@@ -223,10 +226,10 @@ class PersonTask:
         return self._card
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Centre loss plus box loss, weighted 1 to 2."""
+        """Centre loss plus box loss, weighted 1 to 5 (paper section 4.3)."""
         centres, distances = model(normalise(batch["image"], self._card))
         found = centre_loss(centres, batch["centres"], batch["known"])
-        return found + 2 * box_loss(distances, batch["boxes"], batch["shares"])
+        return found + 5 * box_loss(distances, batch["boxes"], batch["shares"])
 
     def validate(self, model: nn.Module, device: torch.device, half: bool) -> dict[str, float]:
         """AP50 on the validation set, percent; people shorter than a tenth of the image do not count.
