@@ -181,7 +181,7 @@ def command(*arguments: str) -> tuple[int, str]:
 def test_command_on_the_demo_clip() -> None:
     code, output = command("--exact", "--json", str(TRUTH))
     assert code == 0
-    scored = json.loads(output)["clip"]
+    scored = json.loads(output)[str(TRUTH)]
     assert scored["idf1"] >= 0.95 and scored["switches"] == 0
     assert scored["detections"] <= 0.2
     assert abs(scored["lag_full"]) < 0.1 and scored["lag_live"] <= 1
@@ -194,7 +194,7 @@ def test_command_on_the_demo_clip() -> None:
 def test_command_without_truth() -> None:
     code, output = command("--json", "--end", "0.4", str(CLIP))
     assert code == 0
-    scored = json.loads(output)[CLIP.name]
+    scored = json.loads(output)[str(CLIP)]
     assert scored["frames"] == 10
     assert scored["detections_per_frame"] < 1
     assert set(scored) >= {"people_lost", "frames_per_s", "jitter_falls_by_full_percent"}

@@ -225,7 +225,7 @@ def eval_track(
         raise typer.BadParameter(f"needs truth, which {videos[0]} has none of", param_hint="--exact")
     options = EstimatorOptions(weights=weights, detector=detector, device=device, half=half)
     VideoOptions(start_s=start, end_s=end, detect_every=detect_every)
-    named = {clip.stem: (clip.with_suffix(".mp4"), clip) for clip in clips or [] if clip.suffix == ".json"}
+    named = {str(clip): (clip.with_suffix(".mp4"), clip) for clip in clips or [] if clip.suffix == ".json"}
     if not clips:
         from hgpose.demo.scenes import rendered
         from hgpose.weights import cache_folder
@@ -249,7 +249,7 @@ def eval_track(
         scored = {name: ids | motions.get(name, {}) for name, ids in id_scores(events).items()}
     if estimator is not None:
         for video in (clip for clip in clips or [] if clip.suffix != ".json"):
-            scored[video.name] = score_video(video, estimator, detect_every, start, end)
+            scored[str(video)] = score_video(video, estimator, detect_every, start, end)
     # JSON has no NaN: what there is nothing to score of.
     scored = {
         clip: {key: None if v != v else v for key, v in scores.items()} for clip, scores in scored.items()
