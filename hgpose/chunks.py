@@ -16,6 +16,7 @@ import json
 import math
 import re
 import zipfile
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -244,7 +245,7 @@ class ChunkStore:
         return f"chunk-{number:06d}.npz"
 
 
-class _Open:
+class _Open(ABC):
     """A chunk at work: frames go in, finished ones wait in ``out``.
 
     Attributes:
@@ -258,9 +259,9 @@ class _Open:
         self.out: deque[tuple[Frame, Poses]] = deque()
         self.done = False
 
+    @abstractmethod
     def push(self, position: int, frame: Frame) -> None:
         """Takes the next frame."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """No frame will follow."""
