@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -123,18 +122,6 @@ def test_any_numbers_and_any_size_can_be_drawn(
 ) -> None:
     image = np.zeros((*size_hw, 3), np.uint8)
     assert draw_poses(image, poses(numbers), Style(labels=labels)).shape == image.shape
-
-
-def test_drawing_a_person_is_cheap() -> None:
-    image = np.full((1080, 1920, 3), 128, np.uint8)
-    person = poses(spread() * 6, scores=0.5)
-    took = []
-    for _ in range(15):
-        begin = time.thread_time()
-        draw_poses(image, person, Style(labels=True))
-        took.append(time.thread_time() - begin)
-    # 3 ms are wanted and 2 measured; the slack is for slow machines.
-    assert min(took) < 0.006
 
 
 def window(box: tuple[float, float, float, float], size_px: int) -> CropTransform:
