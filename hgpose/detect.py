@@ -249,5 +249,5 @@ def _coco_rows(path: Path) -> Iterator[_Row]:
             yield where, names[annotation["image_id"]], (x, y, x + w, y + h, score)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of boxes") from None
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as COCO JSON with boxes ({error!r})") from error

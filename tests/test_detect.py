@@ -204,6 +204,8 @@ def test_coco_json(tmp_path: Path) -> None:
         ("b.csv", "name,x1,y1,x2,y2\n,1,2,3,4\n", "cannot be read as CSV"),
         ("b.json", "", "cannot be read as COCO JSON"),
         ("b.json", "[]", "cannot be read as COCO JSON"),
+        ("b.json", "[" * 100_000, "cannot be read as COCO JSON"),
+        ("b.json", '{"images": [], "annotations": [null]}', "cannot be read as COCO JSON"),
         ("b.json", '{"images": []}', "annotations"),
         ("b.json", coco(image_id=5), "5"),
         ("b.json", coco(bbox=[1, 2, 3]), "cannot be read as COCO JSON"),
