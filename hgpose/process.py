@@ -62,9 +62,11 @@ def output_stem(video: str) -> str:
     if is_uri(video):
         try:
             parts = urlsplit(video)
-            return Path(parts.path).stem or parts.hostname or "stream"
         except ValueError as error:
             raise InputError(f"{shown(video)}: not a URL ({error}); check its spelling") from error
+        if not parts.hostname:
+            raise InputError(f"{shown(video)}: not a URL (it names no host); check its spelling")
+        return Path(parts.path).stem or parts.hostname
     return Path(video).stem
 
 

@@ -504,8 +504,9 @@ def test_results_are_called_after_the_video(video: str, stem: str) -> None:
     assert output_stem(video) == stem
 
 
-def test_a_broken_url_is_an_error_without_its_password(tmp_path: Path, blind: Estimator) -> None:
-    (summary,) = process_videos(["http://me:secret@[bad/a.mp4?secret"], tmp_path, blind)
+@pytest.mark.parametrize("url", ["http://me:secret@[bad/a.mp4?secret", "http:///a.mp4?secret"])
+def test_a_broken_url_is_an_error_without_its_password(url: str, tmp_path: Path, blind: Estimator) -> None:
+    (summary,) = process_videos([url], tmp_path, blind)
     assert summary.error is not None and "not a URL" in summary.error
     assert "secret" not in summary.error + summary.name
 
