@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from media import file_server, grey, mjpeg_server, picture, write_clip
 from PIL import Image
 
 from hgpose.errors import InputError, OptionsError
-from hgpose.sources import Source
+from hgpose.sources import Source, video
 from hgpose.sources.camera import CameraSource
 from hgpose.sources.images import ImageSource, find_images, read_image
 from hgpose.sources.video import VideoSource
@@ -298,6 +299,17 @@ def test_video_from_standard_input(suffix: str, tmp_path: Path) -> None:
     assert run.stderr == b""
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_video_from_a_named_pipe_is_no_file_that_others_may_open(tmp_path: Path) -> None:
+    pipe, clip = tmp_path / "pipe", write_clip(tmp_path / "a.ts")
+    os.mkfifo(pipe)
+    feeder = threading.Thread(target=lambda: pipe.write_bytes(clip.read_bytes()))
+    feeder.start()
+    frames, source = read(VideoSource(pipe))
+    feeder.join()
+    assert (len(frames), source.info.name, source.info.path) == (20, "pipe", None)
+
+
 # ---- video: bad input ----
 
 
@@ -329,6 +341,23 @@ def test_video_without_permission(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mp4", frames=1)
     clip.chmod(0)
     with pytest.raises(InputError, match=r"a\.mp4.*ermission"), VideoSource(clip):
+        pass
+
+
+def test_video_from_a_url_in_capitals(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.ts")
+    with file_server(tmp_path) as url:
+        frames, _ = read(VideoSource(f"{url.replace('http', 'HTTP')}/a.ts"))
+    assert len(frames) == 20
+
+
+def test_video_from_a_server_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "_NETWORK_TIMEOUT_S", 0.5)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(InputError, match="nothing came for"),
+        VideoSource(f"http://127.0.0.1:{server.getsockname()[1]}/a.mp4"),
+    ):
         pass
 
 

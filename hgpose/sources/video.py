@@ -186,8 +186,10 @@ class VideoSource:
             timed = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
             frames = self._select(chain([first], decoded), display, fps, timed)
             resources.callback(frames.close)
+            # A pipe with a name can be read once only: nobody else may open it.
+            file = path if path is not None and path.is_file() else None
             self._info = SourceInfo(
-                name, *display.shown_wh, fps, stream.frames or None, stream.time_base, path
+                name, *display.shown_wh, fps, stream.frames or None, stream.time_base, file
             )
             self._frames = frames
             self._resources = resources.pop_all()
@@ -214,11 +216,17 @@ class VideoSource:
                 parts = urlsplit(location)
                 # Neither password nor query belongs in results and messages.
                 name, path = f"{parts.hostname}{parts.path}", None
-                options = {"protocol_whitelist": _PROTOCOLS[url[1].lower()], "rtsp_flags": "prefer_tcp"}
+                scheme = url[1].lower()
+                options = {"protocol_whitelist": _PROTOCOLS[scheme], "rtsp_flags": "prefer_tcp"}
                 if self._live:
                     options |= {"fflags": "nobuffer", "analyzeduration": "1000000"}
                 container = av.open(
-                    location, "r", options=options, timeout=_NETWORK_TIMEOUT_S, metadata_errors="replace"
+                    # ffmpeg knows its protocols in lower case only.
+                    scheme + location[len(scheme) :],
+                    "r",
+                    options=options,
+                    timeout=_NETWORK_TIMEOUT_S,
+                    metadata_errors="replace",
                 )
             else:
                 stdin = location == "-"
@@ -259,7 +267,7 @@ class VideoSource:
                     self._problems["a frame is damaged"] += 1
                 yield from frames
         except (av.FFmpegError, OSError) as error:
-            self._problems[f"reading failed: {error.strerror or error}"] += 1
+            self._problems[f"reading failed: {_reason(error)}"] += 1
         entries = len(stream.index_entries)
         indexed = stream.index_entries[entries - 1].timestamp if entries else None
         missing_s = ((container.start_time or 0) + (container.duration or 0)) / av.time_base - reached_s
@@ -294,5 +302,12 @@ class VideoSource:
 
 
 def _why_not(location: str, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or str(error)
-    return f"{location}: cannot be opened as a video ({reason}); check the name and that it plays in a player"
+    why = _reason(error)
+    return f"{location}: cannot be opened as a video ({why}); check the name and that it plays in a player"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, av.ExitError):
+        # What ffmpeg says when it is told to wait no longer.
+        return f"nothing came for {_NETWORK_TIMEOUT_S:.0f} s"
+    return getattr(error, "strerror", None) or str(error)
