@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from hgpose.errors import OptionsError
+
+#: OpenCV draws no line wider than 2**15 px, of which the outline takes some.
+_WIDEST_PX = 10_000
 
 
 def _require(condition: bool, message: str) -> None:
@@ -136,7 +140,9 @@ class EstimatorOptions:
             f"--backend must be torch, onnx or openvino, not {self.backend!r}",
         )
         _require(0 <= self.min_person_score <= 1, "--min-person-score must lie in 0 to 1")
-        _require(self.lost_s >= 0, f"--lost must not be negative, not {self.lost_s}")
+        _require(
+            0 <= self.lost_s < math.inf, f"--lost must be a number of seconds from 0 on, not {self.lost_s}"
+        )
         _require(
             self.smooth in {None, "none", "live", "full"},
             f"--smooth must be none, live or full, not {self.smooth!r}",
@@ -172,7 +178,10 @@ class Style:
     threshold: float = 0.3
 
     def __post_init__(self) -> None:
-        _require(self.line_width is None or self.line_width >= 1, "--line-width must be at least 1")
+        _require(
+            self.line_width is None or 1 <= self.line_width <= _WIDEST_PX,
+            f"--line-width must lie in 1 to {_WIDEST_PX}, not {self.line_width}",
+        )
         _require(0 <= self.threshold <= 1, f"--threshold must lie in 0 to 1, not {self.threshold}")
 
 
@@ -207,7 +216,9 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         _require(bool(self.save), "--save needs at least one kind")
-        _require(self.start_s >= 0, f"--start must not be negative, not {self.start_s}")
+        _require(
+            0 <= self.start_s < math.inf, f"--start must be a number of seconds from 0 on, not {self.start_s}"
+        )
         _require(self.end_s is None or self.end_s > self.start_s, "--end must lie after --start")
         _require(self.every >= 1, f"--every must be at least 1, not {self.every}")
         _require(self.detect_every >= 1, f"--detect-every must be at least 1, not {self.detect_every}")

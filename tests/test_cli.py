@@ -101,6 +101,9 @@ WRONG = [
     (["--threshold", "2"], "--threshold"),
     (["--threshold", "nan"], "--threshold"),
     (["--line-width", "0"], "--line-width"),
+    (["--line-width", "40000"], "--line-width"),
+    (["--start", "inf"], "--start"),
+    (["--lost", "inf"], "--lost"),
     (["--nonsense"], "--nonsense"),
 ]
 
