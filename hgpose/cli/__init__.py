@@ -5,6 +5,8 @@ Whatever is slow to import is imported inside the commands, so that ``--help`` a
 
 from __future__ import annotations
 
+import signal
+import sys
 from typing import Any
 
 import typer
@@ -56,4 +58,6 @@ app.command("export")(weights.export)
 
 def main() -> None:
     """Entry point of ``hgpose``."""
+    # Unwound as by Ctrl-C, so that a run that is told to end leaves no unfinished files.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     app()
