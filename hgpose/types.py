@@ -76,6 +76,8 @@ class Frame:
 
     def __post_init__(self) -> None:
         _check("Frame.image", self.image, (None, None, 3), np.uint8)
+        if not self.image.size:
+            raise ValueError(f"Frame.image: wanted pixels, got {self.image.shape}")
 
 
 @dataclass(frozen=True)

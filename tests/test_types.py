@@ -34,6 +34,7 @@ def poses(n: int = 3, **changes: Any) -> Poses:
         (lambda: Frame(np.zeros((4, 5), np.uint8), 0, 0.0), "Frame.image"),
         (lambda: Frame(np.zeros((4, 5, 4), np.uint8), 0, 0.0), "Frame.image"),
         (lambda: Frame(np.zeros((4, 5, 3), np.float32), 0, 0.0), "Frame.image"),
+        (lambda: Frame(np.zeros((4, 0, 3), np.uint8), 0, 0.0), "Frame.image"),
         (lambda: Detections(np.zeros((2, 5), np.float32), np.zeros(2, np.float32)), "Detections.boxes"),
         (lambda: Detections(np.zeros((2, 4), np.float32), np.zeros(3, np.float32)), "Detections.scores"),
         (lambda: Heatmaps(np.zeros((1, 17, 4, 4), np.float32), ()), "Heatmaps.maps"),
