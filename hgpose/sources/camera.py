@@ -19,6 +19,8 @@ from hgpose.sources.video import VideoSource
 from hgpose.types import Frame, SourceInfo
 
 _FALLBACK_FPS = Fraction(30)
+#: Of OpenCV's numbers of cameras, which are those of C.
+_MOST_CAMERAS = 2**31
 #: The usual clock of video streams.
 _TIME_BASE = Fraction(1, 90_000)
 #: A device that hangs must not hold up the exit; its thread closes it once it wakes up.
@@ -150,6 +152,8 @@ class CameraSource:
 @contextmanager
 def _device(index: int) -> Iterator[tuple[Fraction, Iterator[NDArray[np.uint8]]]]:
     """Frame rate and pictures of a local camera."""
+    if not 0 <= index < _MOST_CAMERAS:
+        raise InputError(f"camera {index}: there is no such number; the first camera is 0")
     log_level = cv2.utils.logging.getLogLevel()
     # OpenCV would report to the terminal each of its drivers that does not know the camera.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
