@@ -394,7 +394,10 @@ class _Client(BaseHTTPRequestHandler):
         """
         if self.server.server_address[0] not in _LOOPBACK:
             return True
-        return urlsplit(f"//{self.headers.get('Host', '')}").hostname in _LOOPBACK
+        try:
+            return urlsplit(f"//{self.headers.get('Host', '')}").hostname in _LOOPBACK
+        except ValueError:
+            return False
 
     def _page(self) -> None:
         self._send("text/html; charset=utf-8", _PAGE.encode())

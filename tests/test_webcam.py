@@ -334,9 +334,10 @@ def test_stalled_browser_slows_nobody_and_gets_the_newest(preview: Preview, esti
     assert len(got) <= 6, got
 
 
-def test_web_sites_cannot_borrow_the_address(preview: Preview) -> None:
+@pytest.mark.parametrize("host", ["attacker.example", "["])
+def test_web_sites_cannot_borrow_the_address(host: str, preview: Preview) -> None:
     with serve(preview, "127.0.0.1", 0) as url:
-        request = urllib.request.Request(url, headers={"Host": "attacker.example"})
+        request = urllib.request.Request(url, headers={"Host": host})
         with pytest.raises(urllib.error.HTTPError, match="403") as refused:
             urllib.request.urlopen(request, timeout=5)
         refused.value.close()
