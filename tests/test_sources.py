@@ -565,6 +565,11 @@ def test_find_images_bad_input(album: Path) -> None:
     for bad in ("missing", "none", "none/*.png"):
         with pytest.raises(InputError, match=str(album / bad).replace("*", r"\*")):
             find_images([album / bad])
+    # Not the folder one is in.
+    with pytest.raises(InputError, match="without a name"):
+        find_images([""])
+    with pytest.raises(InputError, match="xxx: cannot be read"):
+        find_images(["x" * 300])
     (album / "day 2/a.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"both be called a\.png"):
         find_images([album / "day 2", album / "day 10"])
@@ -670,6 +675,12 @@ def test_camera_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert frames[-1].image[0, 0].tolist() == [0, 0, 255]
     assert source.damage is not None
     assert FakeCapture.last.released
+
+
+@pytest.mark.parametrize("number", [-1, 2**31, 10**20])
+def test_camera_of_an_impossible_number(number: int) -> None:
+    with pytest.raises(InputError, match=rf"camera {number}: "), CameraSource(number):
+        pass
 
 
 def test_camera_missing(capfd: pytest.CaptureFixture[str]) -> None:

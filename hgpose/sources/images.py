@@ -96,7 +96,16 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
 
 def _expand(given: str | Path) -> tuple[list[Path], Path]:
     """The files that one input stands for, sorted, and the folder that their names are relative to."""
+    if not str(given):
+        # To Path that is the folder one is in.
+        raise InputError("an input without a name; check what the shell made of the command")
     path = Path(given)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"{given}: cannot be read ({error.strerror}); check the name") from error
     if path.is_dir():
         return _natural(p for p in path.rglob("*") if _is_image(p, path)), path
     if path.exists():
