@@ -171,7 +171,15 @@ class GivenBoxes:
         self._by_index, self._by_name = by_index, by_name
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
-        """The boxes given for each frame."""
+        """The boxes given for each frame.
+
+        Raises:
+            InputError: they are all of images and this is a video, or the other way round.
+        """
+        if not all(self._by_name if f.name else self._by_index for f in frames):
+            raise InputError(
+                "boxes belong to the frames of a video by number, to images by name; the file has the other"
+            )
         nobody = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         return [
             self._by_name.get(f.name, nobody) if f.name else self._by_index.get(f.index, nobody)

@@ -237,6 +237,14 @@ def test_bytes_instead_of_boxes(tmp_path: Path, name: str) -> None:
         read_boxes(path)
 
 
+def test_given_boxes_of_the_other_kind_of_source_are_an_error() -> None:
+    one = Detections(np.ones((1, 4), np.float32), np.ones(1, np.float32))
+    picture = np.zeros((2, 2, 3), np.uint8)
+    for detector, name in ((GivenBoxes({2: one}, {}), "a"), (GivenBoxes({}, {"a": one}), "")):
+        with pytest.raises(InputError, match="by number"):
+            detector([Frame(picture, 0, 0.0, name)])
+
+
 def test_given_boxes_are_detections() -> None:
     one = Detections(np.ones((1, 4), np.float32), np.ones(1, np.float32))
     given = GivenBoxes({2: one}, {"a": one})
