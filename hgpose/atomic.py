@@ -29,6 +29,13 @@ def output_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _check_free(final: Path, overwrite: bool) -> None:
+    if final.is_dir():
+        raise OutputError(f"cannot write {final}: a folder of that name is in the way; choose another -o")
+    if final.exists() and not overwrite:
+        raise OutputError(f"{final} already exists; pass --overwrite to replace it or choose another -o")
+
+
 @contextmanager
 def atomic_path(final: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path beside ``final`` to write to; renamed to it at the end, removed on any error.
@@ -44,10 +51,7 @@ def atomic_path(final: Path, overwrite: bool = False) -> Iterator[Path]:
         OutputError: something is in the way, or the folder cannot be written to.
     """
     with output_errors(final):
-        if final.is_dir():
-            raise OutputError(f"cannot write {final}: a folder of that name is in the way; choose another -o")
-        if final.exists() and not overwrite:
-            raise OutputError(f"{final} already exists; pass --overwrite to replace it or choose another -o")
+        _check_free(final, overwrite)
         final.parent.mkdir(parents=True, exist_ok=True)
     part = final.with_name(f".hgpose-{uuid.uuid4().hex}.part")
     try:
@@ -56,6 +60,8 @@ def atomic_path(final: Path, overwrite: bool = False) -> Iterator[Path]:
             part.touch(exist_ok=False)
         yield part
         with output_errors(final):
+            # Another run may have finished it meanwhile.
+            _check_free(final, overwrite)
             part.replace(final)
     except BaseException:
         part.unlink(missing_ok=True)
