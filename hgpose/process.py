@@ -103,6 +103,8 @@ def file_sinks(
         OptionsError: an unknown kind.
     """
     check_kinds(options.save)
+    if estimator.options.detector.startswith("boxes:"):
+        inputs = {*inputs, estimator.options.boxes_file.resolve()}
 
     def make(source: Source) -> list[Sink]:
         model, keypoint_set = estimator.model, estimator.keypoint_set

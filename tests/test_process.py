@@ -27,6 +27,7 @@ from hgpose.errors import InputError, OptionsError, OutputError
 from hgpose.estimate import Estimator, load_estimator
 from hgpose.models import build_model
 from hgpose.options import EstimatorOptions, VideoOptions
+from hgpose.pipeline import Summary
 from hgpose.process import find_videos, output_stem, process_images, process_video, process_videos
 from hgpose.sinks.record import people, seconds
 from hgpose.sources.images import find_images, read_image
@@ -349,6 +350,29 @@ def test_an_input_is_never_written_over(tmp_path: Path, blind: Estimator, overwr
         process_images([images], images, blind, options)
     assert clip.read_bytes() == before
     assert files(tmp_path) == {"clip.mp4", "set/a.png", "set/b.png"}
+
+
+def test_boxes_are_an_input_that_is_never_written_over(tmp_path: Path, blind: Estimator) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=3)
+    boxes = tmp_path / "clip.csv"
+    boxes.write_text("mine")
+    blind.options = replace(blind.options, detector=f"boxes:{boxes}")
+    with pytest.raises(OutputError, match=r"clip\.csv is an input"):
+        process_video(clip, tmp_path, blind, VideoOptions(save=("csv",), overwrite=True))
+    assert boxes.read_text() == "mine"
+
+
+def test_of_two_runs_at_once_the_first_to_end_keeps_its_file(tmp_path: Path, blind: Estimator) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=3)
+    result = tmp_path / "out" / "clip.csv"
+
+    def other(summary: Summary, frame_count: int | None) -> None:
+        result.write_text("of the other")
+
+    with pytest.raises(OutputError, match=r"clip\.csv already exists"):
+        process_video(clip, tmp_path / "out", blind, VideoOptions(save=("csv",)), other)
+    assert result.read_text() == "of the other"
+    assert not list(result.parent.glob("*.part"))
 
 
 def test_results_are_replaced_only_if_told_so(tmp_path: Path, blind: Estimator) -> None:

@@ -40,8 +40,9 @@ class FileSink(ABC):
         """Begins the file.
 
         Raises:
-            OutputError: it cannot be written, or stands there already.
+            OutputError: it cannot be written, stands there already, or is one of the inputs.
         """
+        self._run.refuse_input(self.path)
         self._context = self._opened()
         self._context.__enter__()
         return self

@@ -42,7 +42,6 @@ class OverlayVideo(FileSink):
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
-        self._run.refuse_input(self.path)
         with atomic_path(self.path, self._run.overwrite) as part, ExitStack() as self._resources:
             with self._errors():
                 self._out = av.open(
