@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 
 from hgpose.errors import InputError
 from hgpose.estimate import Estimator
+from hgpose.follow import Finished, Follower
 from hgpose.options import VideoOptions
 from hgpose.process import process_video
 from hgpose.sinks import SINKS, Run
 from hgpose.sources.video import VideoSource
-from hgpose.types import Frame
 
-#: Decoded frames kept in memory to feed the stages behind the decoder.
+#: Frames kept in memory to be drawn and written again and again.
 _KEPT = 48
 
 
@@ -29,11 +29,15 @@ class Benchmark:
     Attributes:
         stages: of each stage alone, by its name.
         pipeline: of all together, from opening the source to the last file's completion.
+        detector, pose: shares in the time to find and follow people of the detector, and of crops, pose
+            network and decoding.
         people: on an average frame.
     """
 
     stages: dict[str, float]
     pipeline: float
+    detector: float
+    pose: float
     people: float
 
     @property
@@ -68,50 +72,60 @@ def benchmark(video: Path, estimator: Estimator, options: VideoOptions, seconds:
         seconds: at most so long a stage.
 
     Raises:
-        InputError: the video cannot be opened or is shorter than two batches.
+        InputError: the video cannot be opened or is no longer than a batch.
     """
-    batch = estimator.options.batch
     with VideoSource(video) as source:
-        decode = _rate(source, seconds)
-    with VideoSource(video) as source:
-        frames = list(islice(source, _KEPT // batch * batch or batch))
-        info = source.info
-    if len(frames) < 2 * batch:
-        raise InputError(f"{video}: too short to measure; give one of at least {2 * batch} frames")
-    batches = [frames[i : i + batch] for i in range(0, len(frames) - batch + 1, batch)]
-
-    def per_frame(work: Callable[[list[Frame], int], object]) -> float:
-        work(batches[0], 0)
-        return batch * _rate((work(b, i) for i, b in _endless(batches)), seconds)
-
-    people = [estimator.detector(b) for b in batches]
-    poses = [estimator.poses(b, p) for b, p in zip(batches, people, strict=True)]
-    stages = {
-        "decode": decode,
-        "detect": per_frame(lambda b, i: estimator.detector(b)),
-        "pose": per_frame(lambda b, i: estimator.poses(b, people[i])),
-    }
+        decode, info = _rate(source, seconds), source.info
+    rate, followed, detector, pose = _follow(video, estimator, options.detect_every, seconds)
+    stages = {"decode": decode, "find and follow people": rate}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         run = Run(info, estimator.model, estimator.keypoint_set, options.style)
         sinks = [stack.enter_context(SINKS[kind](Path(folder), "bench", run)) for kind in options.save]
-        count = 0
 
-        def write(b: list[Frame], i: int) -> None:
-            nonlocal count
-            for frame, found in zip(b, poses[i], strict=True):
+        def written() -> Iterator[None]:
+            for count, (frame, people) in enumerate(cycle(followed)):
                 # The encoder wants times that rise.
-                moved = Frame(frame.image, count, count / float(info.fps or 25))
-                count += 1
+                frame = replace(frame, index=count, time_s=count / float(info.fps or 25))
                 for sink in sinks:
-                    sink.write(moved, found)
+                    sink.write(frame, people)
+                yield
 
-        stages["draw and write"] = per_frame(write)
+        stages["draw and write"] = _rate(written(), seconds)
     with tempfile.TemporaryDirectory() as folder:
         summary = process_video(video, folder, estimator, options)
-    mean = sum(len(p) for found in poses for p in found) / (len(batches) * batch)
-    return Benchmark(stages, summary.frames / summary.seconds, mean)
+    mean = sum(len(poses) for _, poses in followed) / len(followed)
+    return Benchmark(stages, summary.frames / summary.seconds, detector, pose, mean)
 
 
-def _endless(batches: list[list[Frame]]) -> Iterable[tuple[int, list[Frame]]]:
-    while True:
-        yield from enumerate(batches)
+def _follow(
+    video: Path, estimator: Estimator, detect_every: int, seconds: float
+) -> tuple[float, Finished, float, float]:
+    """Finds and follows people frame by frame, nothing beside it, as the pipeline does.
+
+    Returns:
+        frames a second, without the time to decode them; the first frames with their people; and the shares
+        of that time in the detector and in the pose network.
+
+    Raises:
+        InputError: the video is too short.
+    """
+    batch = estimator.options.batch
+    # The first batch warms up.
+    count, spent_s, warm_s, kept = -batch, 0.0, (0.0, 0.0), Finished()
+    with VideoSource(video) as source:
+        follower = Follower(estimator, detect_every, source.info.fps)
+        frames = iter(source)
+        while spent_s < seconds and (batch_frames := list(islice(frames, batch))):
+            started = time.perf_counter()
+            finished = follower.push(batch_frames)
+            took_s = time.perf_counter() - started
+            if count < 0:
+                took_s, warm_s = 0.0, (follower.detector_s, follower.pose_s)
+            spent_s += took_s
+            count += len(batch_frames)
+            kept += finished[: _KEPT - len(kept)]
+    kept += follower.flush()[: _KEPT - len(kept)]
+    if count <= 0:
+        raise InputError(f"{video}: too short to measure; give one of more than {batch} frames")
+    detector_s, pose_s = follower.detector_s - warm_s[0], follower.pose_s - warm_s[1]
+    return count / spent_s, kept, detector_s / spent_s, pose_s / spent_s

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 #: The clip: H.264, 640x360, 25 frames a second.
-CLIP = Path(__file__).with_name("clip.mp4")
+CLIP = Path(__file__).with_name("hgpose-demo.mp4")
 #: Its truth: COCO-style JSON with body19 keypoints, image px; image ids are 0-based frame indices.
-TRUTH = Path(__file__).with_name("clip.json")
+TRUTH = Path(__file__).with_name("hgpose-demo.json")
 
 
 @dataclass(frozen=True)
