@@ -33,8 +33,8 @@ import torch
 from media import picture, write_clip
 from PIL import Image
 
-import hgpose.demo
 from hgpose.batch import BatchProgress, BatchSummary, process_batch
+from hgpose.demo import CLIP
 from hgpose.errors import OptionsError, OutputError, WeightsError
 from hgpose.estimate import load_estimator
 from hgpose.inputs import find_items
@@ -612,7 +612,7 @@ def test_a_folder_that_may_not_be_read_is_told(tmp_path: Path, how: EstimatorOpt
 
 def bar_tree(folder: Path, images: int, videos: int, frames: int) -> None:
     """Small images and short videos, cut from the demo's clip."""
-    clip = Path(hgpose.demo.__file__).parent / "clip.mp4"
+    clip = CLIP
     with av.open(str(clip)) as container:
         pictures = [f.to_image(width=320, height=180) for f in container.decode(video=0)]
     rng = random.Random(0)

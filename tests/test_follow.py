@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from walkers import HEIGHT, WIDTH, Walker, box_of, frame, nobody, poses_of
 
-import hgpose
+from hgpose.demo import CLIP
 from hgpose.detect import iou
 from hgpose.errors import OptionsError
 from hgpose.estimate import Estimator
@@ -196,7 +195,7 @@ def test_a_cut_between_views_of_one_place_is_more_of_a_change_than_before() -> N
 
 def test_there_is_no_cut_in_the_demo() -> None:
     is_cut = CutDetector()
-    with VideoSource(Path(hgpose.__file__).parent / "demo" / "clip.mp4") as source:
+    with VideoSource(CLIP) as source:
         assert not any(is_cut(f.image) for f in source)
 
 
