@@ -23,7 +23,7 @@ from hgpose.errors import OptionsError
 from hgpose.estimate import Estimator, keypoint_box
 from hgpose.keypoints import KeypointSet
 from hgpose.options import EstimatorOptions
-from hgpose.smooth import GAP_S, SURE, SWAP_FRAMES, OneEuroFilter, smooth_at, swapped_sides
+from hgpose.smooth import GAP_S, SURE, SWAP_FRAMES, SWAP_S, OneEuroFilter, smooth_at, swapped_sides
 from hgpose.track import TRIAL_FRAMES, Sighting, Track, Tracker, join
 from hgpose.types import Detections, Frame, Heatmaps, Poses
 
@@ -363,13 +363,16 @@ class DelayLine:
             if now.sides_checked or now.number > upto:
                 continue
             now.sides_checked = True
+            before = sightings[max(i - 1, 0)]
             after = [
-                s for s in sightings[i + 1 : i + 1 + SWAP_FRAMES] if s.number <= now.number + SWAP_FRAMES
+                s
+                for s in sightings[i + 1 : i + 1 + SWAP_FRAMES]
+                if s.number <= now.number + SWAP_FRAMES and s.time_s - before.time_s <= SWAP_S
             ]
-            if i == 0 or not after or now.number - sightings[i - 1].number > SWAP_FRAMES:
+            if i == 0 or not after or now.number - before.number > SWAP_FRAMES:
                 continue
             swapped = swapped_sides(
-                sightings[i - 1].points,
+                before.points,
                 now.points,
                 np.stack([s.points for s in after]),
                 self._pairs,

@@ -17,8 +17,9 @@ SIGMA_S = 0.05
 GAP_S = 0.25
 #: Keypoints that score at least this are sure.
 SURE = 0.2
-#: Frames that an exchange of sides lasts, at most.
-SWAP_FRAMES = 3
+#: Frames that an exchange of sides lasts, at most, from the last right frame to the next seconds: in longer
+#: time legs change places twice, in walking.
+SWAP_FRAMES, SWAP_S = 3, 0.25
 #: A keypoint that moves by more than this share of the person's size left the window's centre: full
 #: smoothing at rest, little of it in a fast movement, whose turning points so keep their place.
 _NEAR = 0.03

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from walkers import HEIGHT, WIDTH, Walker, box_of, frame, nobody, poses_of
+from walkers import HEIGHT, WIDTH, Walker, body, box_of, frame, nobody, poses_of
 
 import hgpose
 from hgpose.detect import iou
@@ -84,17 +84,18 @@ def run(
     faults: dict[int, NDArray[np.int64]] | None = None,
     proposes: bool = True,
     live: bool = False,
+    fps: Fraction = FPS,
     **options: Any,
 ) -> tuple[list[Poses], Finder, Follower]:
     finder = Finder(walkers, proposes)
     network = Network(finder, EstimatorOptions(**options))
     network.faults = faults or {}
-    follower = Follower(network, every, FPS, live)
+    follower = Follower(network, every, fps, live)
     picture = None
     frames = []
     for t in range(count):
         picture = (images or {}).get(t, picture)
-        frames.append(frame(t, image=picture))
+        frames.append(frame(t, float(fps), picture))
     finished = [done for some in follower([f] for f in frames) for done in some]
     assert [f.index for f, _ in finished] == list(range(count))
     return [poses for _, poses in finished], finder, follower
@@ -226,6 +227,24 @@ def test_sides_are_put_right(fix_sides: bool, wrong: int) -> None:
     shoulder = BODY19.index("left_shoulder")
     apart = [abs(p.keypoints[0, shoulder, 0] - finder.truth(t)[0][shoulder, 0]) for t, p in enumerate(found)]
     assert sum(a > 1 for a in apart) == wrong
+
+
+@dataclass(frozen=True)
+class SlowlyFilmed(Walker):
+    """Takes two steps a second, however few frames there are."""
+
+    fps: float = 30.0
+
+    def at(self, t: int) -> NDArray[np.float32] | None:
+        return body(self.start_x, self.ground, self.height, t / self.fps + 0.25)
+
+
+@pytest.mark.parametrize("fps", [2, 3, 4, 5, 8])
+def test_steps_between_few_frames_are_no_exchange_of_sides(fps: int) -> None:
+    found, finder, follower = run([SlowlyFilmed(300, 0, fps=fps)], 30, fps=Fraction(fps), smooth="none")
+    assert follower.sides_corrected == 0
+    for t, poses in enumerate(found):
+        np.testing.assert_array_equal(poses.keypoints[0], finder.truth(t)[0])
 
 
 def test_raw_keypoints_stand_beside_the_smoothed() -> None:
