@@ -69,7 +69,7 @@ def smooth_at(
     share = (times_s[i] - times_s[a]) / np.maximum(times_s[b] - times_s[a], 1e-9)
     between = points[a, column] + share[:, None] * (points[b, column] - points[a, column])
     between_scores = scores[a, column] + share * (scores[b, column] - scores[a, column])
-    center = np.where(bridged[:, None], between, _undisputed(i, points, scores))
+    center = np.where(bridged[:, None], between, _undisputed(i, times_s, points, scores))
     new_scores = np.where(bridged, between_scores, scores[i])
 
     apart = np.square(points - center).sum(-1) / (_NEAR * max(size_px, 1.0)) ** 2
@@ -91,10 +91,13 @@ def smooth_at(
     return found.astype(np.float32), new_scores.astype(np.float32), bridged
 
 
-def _undisputed(i: int, points: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.floating]:
+def _undisputed(
+    i: int, times_s: NDArray[np.float64], points: NDArray[np.floating], scores: NDArray[np.floating]
+) -> NDArray[np.floating]:
     """``(K, 2)``: each keypoint on frame i, or where the frames before and after agree to have it instead."""
     near = np.array([i, i - 1, i + 1])
-    if not 0 < i < len(points) - 1:
+    # In longer time a hand may well go somewhere and back.
+    if not 0 < i < len(points) - 1 or times_s[i + 1] - times_s[i - 1] > GAP_S:
         return np.asarray(points[i])
     apart = np.linalg.norm(points[near, None] - points[None, near], axis=-1)
     cost = (apart * scores[None, near]).sum(1)
