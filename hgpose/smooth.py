@@ -108,7 +108,7 @@ class OneEuroFilter:
     """Smooths as the frames come (Casiez, Roussel & Vogel, "1 Euro Filter", CHI 2012).
 
     The cutoff rises with speed: steady at rest, hardly any lag in movement. Speed counts in sizes of
-    the person, so that the picture's resolution does not matter.
+    the person, so that the picture's resolution does not matter. After a gap it begins anew.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class OneEuroFilter:
             time_s: of the frame, later than the one before.
             size_px: of the person.
         """
-        if self._points is None:
+        if self._points is None or time_s - self._time_s > GAP_S:
             self._points, self._velocity = points.astype(np.float64), np.zeros(points.shape)
         else:
             step_s = max(time_s - self._time_s, 1e-3)
