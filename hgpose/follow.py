@@ -41,6 +41,8 @@ _CROWDED, _CROWDED_EVERY = 0.3, 2
 _LOOK_FRAMES = 2
 #: Pictures are compared at this size, px.
 _THUMBNAIL_WH = (24, 16)
+#: On a picture grey differs by less than this, levels: it is a flash, or black, and shows no scene at all.
+_FLAT_LEVELS = 1.0
 #: At a cut pictures correlate less than this, and differ by at least so many grey levels;
 _CUT_CORRELATION, _CUT_LEVELS = 0.5, 8.0
 #: or less than this, if that is so many times as much of a change as has been usual lately.
@@ -53,7 +55,8 @@ class CutDetector:
     """Sees where one scene ends and the next begins at once (a hard cut).
 
     Neighbouring frames of a scene look alike when small, whatever moves on them, and also if the light
-    changes; frames of two scenes do not, or less than has been usual if both are of one place.
+    changes; frames of two scenes do not, or less than has been usual if both are of one place. A flash or
+    a black frame is passed over: what follows it is compared with what was before it.
     """
 
     def __init__(self) -> None:
@@ -67,6 +70,8 @@ class CutDetector:
         small = cv2.resize(few, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA)
         grey = small.astype(np.float32).mean(axis=-1)
         grey -= grey.mean()
+        if float(np.abs(grey).mean()) < _FLAT_LEVELS:
+            return False
         before, self._before = self._before, grey
         if before is None:
             return False
