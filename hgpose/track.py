@@ -180,11 +180,10 @@ class Track:
         if self._count >= _TRIAL_POSES and self.detections >= _TRIAL_DETECTIONS:
             self.confirmed = True
 
-    def failed(self, lost_s: float) -> bool:
-        """Whether it was out of sight for too long, or a ghost."""
-        if self.confirmed:
-            return self.absent_s > lost_s
-        return self.missed >= _TRIAL_POSES or self._age >= TRIAL_FRAMES - 1
+    @property
+    def is_ghost(self) -> bool:
+        """It had its trial, and proved to be nobody."""
+        return not self.confirmed and (self.missed >= _TRIAL_POSES or self._age >= TRIAL_FRAMES - 1)
 
 
 def _center_size(box: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -223,6 +222,9 @@ class Tracker:
         """Moves all tracks on to the time of the next frame."""
         for track in self.tracks:
             track.predict(time_s)
+            # Who was there on the frame before was not out of sight, however long ago that is.
+            track.ended = track.confirmed and track.missed > 1 and track.absent_s > self._lost_s
+        self.tracks = [track for track in self.tracks if not track.ended]
 
     def update(
         self,
@@ -263,7 +265,7 @@ class Tracker:
                 self._see(track, poses, row, True, number, worn[row], bool(crowded[row]))
                 self.tracks.append(track)
         for track in self.tracks:
-            track.ended = track.failed(self._lost_s)
+            track.ended = track.is_ghost
         self.tracks = [track for track in self.tracks if not track.ended]
 
     def see_before(self, track: Track, poses: Poses, number: int, time_s: float) -> bool:
