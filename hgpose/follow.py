@@ -182,6 +182,7 @@ class Follower:
 
     def flush(self) -> Finished:
         """The frames that still wait: no other will follow."""
+        self._tracker.cut()
         return self._line.flush()
 
     def _chosen(self, finished: Finished) -> Finished:

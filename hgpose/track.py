@@ -211,12 +211,15 @@ class Tracker:
         self.tracks: list[Track] = []
         self._sigmas = np.array(keypoint_set.sigmas)
         self._lost_s, self._exact_boxes, self._certain = lost_s, exact_boxes, certain
+        self._scene_frames = 0
 
     def cut(self) -> None:
-        """Ends all tracks: what follows is another scene."""
+        """Ends all tracks: what follows is another scene, or nothing."""
         for track in self.tracks:
+            # In so short a scene nobody can prove himself.
+            track.confirmed |= self._scene_frames < _TRIAL_POSES
             track.ended = True
-        self.tracks = []
+        self.tracks, self._scene_frames = [], 0
 
     def predict(self, time_s: float) -> None:
         """Moves all tracks on to the time of the next frame."""
@@ -243,6 +246,7 @@ class Tracker:
             time_s: of the frame.
             image: ``(H, W, 3)`` uint8 RGB, the frame's.
         """
+        self._scene_frames += 1
         worn = clothes(image, poses)
         hidden = [t.box for t in self.tracks if t.confirmed and t.missed > 1]
         around = np.concatenate([poses.boxes, np.array(hidden, np.float32).reshape(-1, 4)])

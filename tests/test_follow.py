@@ -171,6 +171,15 @@ def test_nothing_is_carried_over_a_cut(cut: int) -> None:
     np.testing.assert_allclose(nose[cut:], 322, atol=0.01)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_shortest_scenes_show_their_people(count: int) -> None:
+    found, _, _ = run([Walker(300, 0)], count)
+    assert [poses.ids.tolist() for poses in found] == [[1]] * count
+    images = {0: scene(0), count: scene(1), 2 * count: scene(2)}
+    found, _, _ = run([Walker(300, 0)], 3 * count, images=images)
+    assert [poses.ids.tolist() for poses in found] == [[1]] * count + [[2]] * count + [[3]] * count
+
+
 def test_a_cut_is_neither_light_nor_movement() -> None:
     image = scene(3)
     bright = (image * 0.5 + 100).astype(np.uint8)
