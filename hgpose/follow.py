@@ -109,7 +109,7 @@ class Follower:
         estimator: its options say who is looked for and whether and how people are followed.
         detect_every: the detector runs at least on every n-th frame; twice as often where nobody is or
             people get lost, on every second one where they overlap.
-        fps: of the source; ``None`` for an image set, whose images are each by itself.
+        fps: of the frames taken; ``None`` for an image set, whose images are each by itself.
         live: the source is a camera: no frame waits for another.
 
     Attributes:
@@ -291,7 +291,7 @@ class DelayLine:
     Args:
         keypoint_set: of the poses.
         options: which smoothing, whether sides are corrected, what is kept.
-        fps: of the source, about.
+        fps: of the frames taken, about.
         live: no frame waits.
         fills: where a person is missing on a few frames it is put in.
         back: frames before its first detection on which a person may still be put in.
@@ -315,6 +315,8 @@ class DelayLine:
         self._smooth = options.smooth or ("live" if live else "full")
         # A full window's frames must have their sides right before it is smoothed.
         self._window = min(math.ceil(_WINDOW_S * fps), _WINDOW_FRAMES) if self._smooth == "full" else 0
+        # A gap is bridged as a whole or not at all: each of its frames must see both ends.
+        self._gap_s = min(GAP_S, (self._window + 1.5) / fps) if self._window else 0.0
         self._fixes_sides = options.fix_sides and not live
         ahead = self._window + SWAP_FRAMES * self._fixes_sides
         self.delay = 0 if live else max(ahead, back + TRIAL_FRAMES - 2)
@@ -396,8 +398,8 @@ class DelayLine:
         window = [s for s in person.track.sightings if abs(s.number - number) <= self._window]
         i = next((i for i, s in enumerate(window) if s.number >= number), len(window))
         if i == len(window) or window[i].number != number:
-            fills = self._fills and self._window and 0 < i < len(window)
-            if not fills or window[i].time_s - window[i - 1].time_s > GAP_S:
+            fills = self._fills and 0 < i < len(window)
+            if not fills or window[i].time_s - window[i - 1].time_s > self._gap_s:
                 return None
             window.insert(i, _between(window[i - 1], window[i], number, time_s))
         now = window[i]
@@ -408,6 +410,7 @@ class DelayLine:
                 np.stack([s.points for s in window]),
                 np.stack([s.scores for s in window]),
                 _size_px(now),
+                self._gap_s,
             )
             return replace(now, points=points, scores=scores), bridged
         if self._smooth == "live":

@@ -38,6 +38,7 @@ def smooth_at(
     points: NDArray[np.floating],
     scores: NDArray[np.floating],
     size_px: float,
+    gap_s: float = GAP_S,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
     """The pose on the i-th frame, from those before and after it: no lag.
 
@@ -52,6 +53,7 @@ def smooth_at(
         points: ``(W, K, 2)``.
         scores: ``(W, K)``; 0 where the person was not seen.
         size_px: of the person.
+        gap_s: longest gap that is bridged.
 
     Returns:
         points ``(K, 2)`` float32, scores ``(K,)`` float32, and ``(K,)`` bool: which keypoints were bridged.
@@ -64,7 +66,7 @@ def smooth_at(
     bridged = ~sure[i] & (last >= 0) & (following < window)
     # Clipped positions stand for "none" and are masked out.
     a, b = last.clip(0), following.clip(max=window - 1)
-    bridged &= times_s[b] - times_s[a] <= GAP_S
+    bridged &= times_s[b] - times_s[a] <= gap_s
     column = np.arange(k)
     share = (times_s[i] - times_s[a]) / np.maximum(times_s[b] - times_s[a], 1e-9)
     between = points[a, column] + share[:, None] * (points[b, column] - points[a, column])

@@ -291,6 +291,13 @@ def test_a_person_missed_for_a_moment_is_put_in_and_marked() -> None:
     assert "interpolated" not in records(found[19])[0]
 
 
+@pytest.mark.parametrize(("fps", "gap", "bridged"), [(30, 6, True), (60, 10, True), (60, 13, False)])
+def test_a_gap_is_bridged_as_a_whole_or_not_at_all(fps: int, gap: int, bridged: bool) -> None:
+    walkers = [Walker(200, 0, last=39), Walker(200, 0, first=40 + gap)]
+    found, _, _ = run(walkers, 80 + gap, every=1, fps=Fraction(fps))
+    assert [len(poses) for poses in found] == [1] * 40 + [int(bridged)] * gap + [1] * 40
+
+
 def test_frames_wait_no_longer_than_they_must() -> None:
     network = Network(Finder([Walker(100, 1)]), EstimatorOptions())
     follower = Follower(network, 5, FPS)
