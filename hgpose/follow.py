@@ -24,7 +24,7 @@ from hgpose.estimate import Estimator, keypoint_box
 from hgpose.keypoints import KeypointSet
 from hgpose.options import EstimatorOptions
 from hgpose.smooth import GAP_S, SURE, SWAP_FRAMES, SWAP_S, OneEuroFilter, smooth_at, swapped_sides
-from hgpose.track import TRIAL_FRAMES, Sighting, Track, Tracker, join
+from hgpose.track import SPARSE_S, TRIAL_FRAMES, Sighting, Track, Tracker, join
 from hgpose.types import Detections, Frame, Heatmaps, Poses
 
 Finished = list[tuple[Frame, Poses]]
@@ -108,7 +108,7 @@ class Follower:
     Args:
         estimator: its options say who is looked for and whether and how people are followed.
         detect_every: the detector runs at least on every n-th frame; twice as often where nobody is or
-            people get lost, on every second one where they overlap.
+            people get lost, on every second one where they overlap, on each where frames are far apart.
         fps: of the frames taken; ``None`` for an image set, whose images are each by itself.
         live: the source is a camera: no frame waits for another.
 
@@ -139,7 +139,7 @@ class Follower:
         # Boxes that do not follow from what is seen are the same without looking.
         self._exact = not self._detector.proposes or isinstance(self._detector, WholeFrame)
         self._detect_every = 1 if self._exact else detect_every
-        self._since = self._detect_every
+        self._since, self._time_s = self._detect_every, -math.inf
         self._tracker = Tracker(
             estimator.keypoint_set, options.lost_s, self._exact, certain=not self._detector.proposes
         )
@@ -195,6 +195,9 @@ class Follower:
         if self._is_cut(frame.image):
             tracker.cut()
             self._since, self._scene = self._detect_every, self._line.taken
+        if frame.time_s - self._time_s > SPARSE_S:
+            self._since = self._detect_every
+        self._time_s = frame.time_s
         tracker.predict(frame.time_s)
         followed = [t for t in tracker.tracks if t.missed <= _LOOK_FRAMES]
         boxes = np.array([t.crop_box for t in followed], np.float32).reshape(-1, 4)
@@ -229,6 +232,8 @@ class Follower:
             if number < self._scene:
                 break
             first = track.sightings[0]
+            if first.time_s - frame.time_s > SPARSE_S:
+                break
             there = Detections(first.box[None], np.array([first.box_score], np.float32))
             poses = self._pose([frame], [there])[0]
             poses = replace(poses, boxes=_measured(poses, np.zeros(len(poses), np.bool_)))

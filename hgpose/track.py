@@ -34,15 +34,20 @@ _TRIAL_POSES, _TRIAL_DETECTIONS = 3, 2
 _SAME = 0.35
 #: Two poses of one frame that are closer than this (OKS) are the same person, found twice.
 _TWICE = 0.6
-#: Gains of the box filter for position and velocity. The velocity must be steady: nothing but it tells
-#: where somebody comes out who went behind another.
-_ALPHA, _BETA = 0.3, 0.03
+#: Gains of the box filter for position and velocity, where frames are so far apart, seconds. The velocity
+#: must be steady: nothing but it tells where somebody comes out who went behind another.
+_ALPHA, _BETA, _STEP_S = 0.3, 0.03, 0.04
 #: Boxes of people who are too near to each other to be measured well overlap by this.
 _NEAR = 0.1
 #: Who is out of sight is expected to slow down, with this time constant, seconds,
 _COAST_S = 1.0
 #: and to be found around there, within a standard deviation of so many own heights for each second.
 _STRAY = 0.5
+#: On frames farther apart than this, seconds, those of who moves hardly overlap: he may be anywhere within
+#: a standard deviation of so many own heights for each second.
+_FAR_S, _RUN = 0.06, 3.0
+#: On frames farther apart than this, seconds, a person may well show on but one.
+SPARSE_S = 0.25
 #: The clothes of a person: where they are seen, as shares of the way from one keypoint to another.
 _CLOTHES = (("shoulder", "hip", 0.25), ("shoulder", "hip", 0.7), ("hip", "knee", 0.5))
 #: Difference of clothes (CIE Lab, lightness halved) that speaks against two poses being one person.
@@ -110,6 +115,7 @@ class Track:
         self._velocity = np.zeros(2)
         self._last_box = box
         self._seen_center, self.time_s, self._seen_s = self._center, time_s, time_s
+        self._step_s = 0.0
 
     @property
     def box(self) -> NDArray[np.float32]:
@@ -145,8 +151,9 @@ class Track:
 
     def predict(self, time_s: float) -> None:
         """Moves on to the time of the next frame."""
-        step_s = max(time_s - self.time_s, 0.0) * math.exp(-self.absent_s / _COAST_S)
-        self._center = self._center + self._velocity * step_s
+        self._step_s = max(time_s - self.time_s, 0.0)
+        coasted_s = min(self._step_s, _COAST_S) * math.exp(-self.absent_s / _COAST_S)
+        self._center = self._center + self._velocity * coasted_s
         self.time_s = time_s
         self.missed += 1
         self._age += 1
@@ -164,9 +171,11 @@ class Track:
         center, size = _center_size(sighting.box)
         error = center - self._center
         if self.sightings:
-            self._center = self._center + _ALPHA * error
-            self._size = self._size + _ALPHA * (size - self._size)
-            self._velocity = self._velocity + _BETA * error / max(self.absent_s, 1e-3)
+            steps = max(self._step_s, 1e-3) / _STEP_S
+            alpha, beta = (1 - (1 - gain) ** steps for gain in (_ALPHA, _BETA))
+            self._center = self._center + alpha * error
+            self._size = self._size + alpha * (size - self._size)
+            self._velocity = self._velocity + beta * error / max(self.absent_s, 1e-3)
         self._seen_center, self._seen_s = self._center, self.time_s
         score = float(sighting.scores.mean())
         self.usual_score += (_USUAL if self.sightings else 1.0) * (score - self.usual_score)
@@ -212,6 +221,7 @@ class Tracker:
         self._sigmas = np.array(keypoint_set.sigmas)
         self._lost_s, self._exact_boxes, self._certain = lost_s, exact_boxes, certain
         self._scene_frames = 0
+        self._time_s, self._sparse = math.inf, False
 
     def cut(self) -> None:
         """Ends all tracks: what follows is another scene, or nothing."""
@@ -223,8 +233,10 @@ class Tracker:
 
     def predict(self, time_s: float) -> None:
         """Moves all tracks on to the time of the next frame."""
+        self._sparse, self._time_s = time_s - self._time_s > SPARSE_S, time_s
         for track in self.tracks:
             track.predict(time_s)
+            track.confirmed |= self._sparse
             # Who was there on the frame before was not out of sight, however long ago that is.
             track.ended = track.confirmed and track.missed > 1 and track.absent_s > self._lost_s
         self.tracks = [track for track in self.tracks if not track.ended]
@@ -265,7 +277,7 @@ class Tracker:
         for row in left:
             # Between detections crops follow tracks: a pose on them that no track takes is no newcomer.
             if detected[row]:
-                track = Track(poses.boxes[row], time_s, self._certain)
+                track = Track(poses.boxes[row], time_s, self._certain or self._sparse)
                 self._see(track, poses, row, True, number, worn[row], bool(crowded[row]))
                 self.tracks.append(track)
         for track in self.tracks:
@@ -351,7 +363,9 @@ class Tracker:
             2 * self._sigmas * (1 + absent_s[..., None]),
         )
         away, taller = _apart(boxes, others)
-        near = np.exp(-np.square(away / (_STRAY * np.maximum(absent_s, 1e-3))) / 2) / taller
+        far = np.array([track.missed == 1 and track.absent_s > _FAR_S for track in tracks])[:, None]
+        stray = np.where(far, _RUN, _STRAY) * np.maximum(absent_s, 1e-3)
+        near = np.exp(-np.square(away / stray) / 2) / taller
         # A place alone, where somebody may have gone, is half of the evidence.
         alike = np.maximum(oks + iou(boxes, others), near) / 2
         colours = np.stack([track.clothes for track in tracks])[:, None] - worn[None, rows]

@@ -266,6 +266,20 @@ def test_steps_between_few_frames_are_no_exchange_of_sides(fps: int) -> None:
         np.testing.assert_array_equal(poses.keypoints[0], finder.truth(t)[0])
 
 
+@pytest.mark.parametrize("heights_per_s", [0, 0.8, 2])
+@pytest.mark.parametrize("fps", [1, 2, 3, 5, 10])
+def test_between_few_frames_nobody_who_moves_is_lost(fps: int, heights_per_s: float) -> None:
+    speed = heights_per_s * 200 / fps
+    count = min(int(600 / max(speed, 1)), 20)
+    found, _, _ = run([Walker(20, speed)], count, fps=Fraction(fps))
+    assert [poses.ids.tolist() for poses in found] == [[1]] * count
+
+
+def test_who_shows_on_one_of_few_frames_is_shown() -> None:
+    found, _, _ = run([Walker(100, 0), Walker(400, 0, first=5, last=5)], 10, fps=Fraction(1))
+    assert [poses.ids.tolist() for poses in found] == [[1]] * 5 + [[1, 2]] + [[1]] * 4
+
+
 def test_raw_keypoints_stand_beside_the_smoothed() -> None:
     found, finder, _ = run([Walker(200, 1)], 30, keep_raw=True, faults={12: SWAP})
     raw = found[12].raw
