@@ -24,7 +24,7 @@ from hgpose.estimate import Estimator, keypoint_box
 from hgpose.keypoints import KeypointSet
 from hgpose.options import EstimatorOptions
 from hgpose.smooth import GAP_S, SURE, SWAP_FRAMES, SWAP_S, OneEuroFilter, smooth_at, swapped_sides
-from hgpose.track import SPARSE_S, TRIAL_FRAMES, Sighting, Track, Tracker, join
+from hgpose.track import FAR_S, TRIAL_FRAMES, Sighting, Track, Tracker, join
 from hgpose.types import Detections, Frame, Heatmaps, Poses
 
 Finished = list[tuple[Frame, Poses]]
@@ -130,7 +130,7 @@ class Follower:
             raise OptionsError("--smooth full looks ahead, which a camera cannot: choose live or none")
         if fps is None and options.person.startswith("id:"):
             raise OptionsError(f"--person {options.person}: people on images have no ids; choose another")
-        self._options, self._detector = options, estimator.detector
+        self._options, self._detector, self._live = options, estimator.detector, live
         self.detector_s = self.pose_s = 0.0
         self.detections = 0
         self._choose = Chooser(options)
@@ -195,7 +195,8 @@ class Follower:
         if self._is_cut(frame.image):
             tracker.cut()
             self._since, self._scene = self._detect_every, self._line.taken
-        if frame.time_s - self._time_s > SPARSE_S:
+        # A camera whose frames are slow in coming would be slowed down even more.
+        if frame.time_s - self._time_s > FAR_S and not self._live:
             self._since = self._detect_every
         self._time_s = frame.time_s
         tracker.predict(frame.time_s)
@@ -232,7 +233,7 @@ class Follower:
             if number < self._scene:
                 break
             first = track.sightings[0]
-            if first.time_s - frame.time_s > SPARSE_S:
+            if first.time_s - frame.time_s > FAR_S:
                 break
             there = Detections(first.box[None], np.array([first.box_score], np.float32))
             poses = self._pose([frame], [there])[0]

@@ -34,20 +34,23 @@ _TRIAL_POSES, _TRIAL_DETECTIONS = 3, 2
 _SAME = 0.35
 #: Two poses of one frame that are closer than this (OKS) are the same person, found twice.
 _TWICE = 0.6
-#: Gains of the box filter for position and velocity, where frames are so far apart, seconds. The velocity
-#: must be steady: nothing but it tells where somebody comes out who went behind another.
-_ALPHA, _BETA, _STEP_S = 0.3, 0.03, 0.04
+#: Gains of the box filter for position and velocity. The velocity must be steady: nothing but it tells
+#: where somebody comes out who went behind another.
+_GAINS = 0.3, 0.03
 #: Boxes of people who are too near to each other to be measured well overlap by this.
 _NEAR = 0.1
 #: Who is out of sight is expected to slow down, with this time constant, seconds,
 _COAST_S = 1.0
 #: and to be found around there, within a standard deviation of so many own heights for each second.
 _STRAY = 0.5
-#: On frames farther apart than this, seconds, those of who moves hardly overlap: he may be anywhere within
-#: a standard deviation of so many own heights for each second.
-_FAR_S, _RUN = 0.06, 3.0
-#: On frames farther apart than this, seconds, a person may well show on but one.
-SPARSE_S = 0.25
+#: On frames farther apart than this, seconds, boxes of who moves hardly overlap,
+FAR_S = 0.08
+#: each must tell the filter more,
+_FAR_GAINS = 1.0, 0.3
+#: who just was there may be anywhere within a standard deviation of so many own heights for each second,
+_RUN = 3.0
+#: and on frames farther apart than this, seconds, a person may well show on but one.
+_SPARSE_S = 0.25
 #: The clothes of a person: where they are seen, as shares of the way from one keypoint to another.
 _CLOTHES = (("shoulder", "hip", 0.25), ("shoulder", "hip", 0.7), ("hip", "knee", 0.5))
 #: Difference of clothes (CIE Lab, lightness halved) that speaks against two poses being one person.
@@ -171,8 +174,7 @@ class Track:
         center, size = _center_size(sighting.box)
         error = center - self._center
         if self.sightings:
-            steps = max(self._step_s, 1e-3) / _STEP_S
-            alpha, beta = (1 - (1 - gain) ** steps for gain in (_ALPHA, _BETA))
+            alpha, beta = _FAR_GAINS if self._step_s > FAR_S else _GAINS
             self._center = self._center + alpha * error
             self._size = self._size + alpha * (size - self._size)
             self._velocity = self._velocity + beta * error / max(self.absent_s, 1e-3)
@@ -233,7 +235,7 @@ class Tracker:
 
     def predict(self, time_s: float) -> None:
         """Moves all tracks on to the time of the next frame."""
-        self._sparse, self._time_s = time_s - self._time_s > SPARSE_S, time_s
+        self._sparse, self._time_s = time_s - self._time_s > _SPARSE_S, time_s
         for track in self.tracks:
             track.predict(time_s)
             track.confirmed |= self._sparse
@@ -363,7 +365,7 @@ class Tracker:
             2 * self._sigmas * (1 + absent_s[..., None]),
         )
         away, taller = _apart(boxes, others)
-        far = np.array([track.missed == 1 and track.absent_s > _FAR_S for track in tracks])[:, None]
+        far = np.array([track.missed == 1 and track.absent_s > FAR_S for track in tracks])[:, None]
         stray = np.where(far, _RUN, _STRAY) * np.maximum(absent_s, 1e-3)
         near = np.exp(-np.square(away / stray) / 2) / taller
         # A place alone, where somebody may have gone, is half of the evidence.
