@@ -431,6 +431,7 @@ class ChunkedFollower:
         self._estimator, self._source, self._store = estimator, source, chunking.store
         self._detect_every, self._batch = detect_every, batch
         fps = source.info.fps
+        self._fps = None if fps is None else fps / chunking.every
         self._grid = Grid.of(fps, chunking.every, estimator.options, chunking.chunk_s)
         self._is_set = fps is None
         # Says at once what options forbid.
@@ -456,7 +457,7 @@ class ChunkedFollower:
         return "; ".join(reason for _, reason in self.problems) or None
 
     def _fresh(self) -> Follower:
-        return Follower(self._estimator, self._detect_every, self._source.info.fps)
+        return Follower(self._estimator, self._detect_every, self._fps)
 
     def _stored_from(self, first: int) -> int:
         """How many chunks in a row are in store."""

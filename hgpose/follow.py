@@ -23,8 +23,8 @@ from hgpose.errors import OptionsError
 from hgpose.estimate import Estimator, keypoint_box
 from hgpose.keypoints import KeypointSet
 from hgpose.options import EstimatorOptions
-from hgpose.smooth import GAP_S, SURE, SWAP_FRAMES, OneEuroFilter, smooth_at, swapped_sides
-from hgpose.track import TRIAL_FRAMES, Sighting, Track, Tracker, join
+from hgpose.smooth import GAP_S, SURE, SWAP_FRAMES, SWAP_S, OneEuroFilter, smooth_at, swapped_sides
+from hgpose.track import FAR_S, TRIAL_FRAMES, Sighting, Track, Tracker, join
 from hgpose.types import Detections, Frame, Heatmaps, Poses
 
 Finished = list[tuple[Frame, Poses]]
@@ -41,6 +41,8 @@ _CROWDED, _CROWDED_EVERY = 0.3, 2
 _LOOK_FRAMES = 2
 #: Pictures are compared at this size, px.
 _THUMBNAIL_WH = (24, 16)
+#: On a picture grey differs by less than this, levels: it is a flash, or black, and shows no scene at all.
+_FLAT_LEVELS = 1.0
 #: At a cut pictures correlate less than this, and differ by at least so many grey levels;
 _CUT_CORRELATION, _CUT_LEVELS = 0.5, 8.0
 #: or less than this, if that is so many times as much of a change as has been usual lately.
@@ -53,7 +55,8 @@ class CutDetector:
     """Sees where one scene ends and the next begins at once (a hard cut).
 
     Neighbouring frames of a scene look alike when small, whatever moves on them, and also if the light
-    changes; frames of two scenes do not, or less than has been usual if both are of one place.
+    changes; frames of two scenes do not, or less than has been usual if both are of one place. A flash or
+    a black frame is passed over: what follows it is compared with what was before it.
     """
 
     def __init__(self) -> None:
@@ -67,6 +70,8 @@ class CutDetector:
         small = cv2.resize(few, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA)
         grey = small.astype(np.float32).mean(axis=-1)
         grey -= grey.mean()
+        if float(np.abs(grey).mean()) < _FLAT_LEVELS:
+            return False
         before, self._before = self._before, grey
         if before is None:
             return False
@@ -103,8 +108,8 @@ class Follower:
     Args:
         estimator: its options say who is looked for and whether and how people are followed.
         detect_every: the detector runs at least on every n-th frame; twice as often where nobody is or
-            people get lost, on every second one where they overlap.
-        fps: of the source; ``None`` for an image set, whose images are each by itself.
+            people get lost, on every second one where they overlap, on each where frames are far apart.
+        fps: of the frames taken; ``None`` for an image set, whose images are each by itself.
         live: the source is a camera: no frame waits for another.
 
     Attributes:
@@ -125,7 +130,7 @@ class Follower:
             raise OptionsError("--smooth full looks ahead, which a camera cannot: choose live or none")
         if fps is None and options.person.startswith("id:"):
             raise OptionsError(f"--person {options.person}: people on images have no ids; choose another")
-        self._options, self._detector = options, estimator.detector
+        self._options, self._detector, self._live = options, estimator.detector, live
         self.detector_s = self.pose_s = 0.0
         self.detections = 0
         self._choose = Chooser(options)
@@ -134,7 +139,7 @@ class Follower:
         # Boxes that do not follow from what is seen are the same without looking.
         self._exact = not self._detector.proposes or isinstance(self._detector, WholeFrame)
         self._detect_every = 1 if self._exact else detect_every
-        self._since = self._detect_every
+        self._since, self._time_s = self._detect_every, -math.inf
         self._tracker = Tracker(
             estimator.keypoint_set, options.lost_s, self._exact, certain=not self._detector.proposes
         )
@@ -177,6 +182,7 @@ class Follower:
 
     def flush(self) -> Finished:
         """The frames that still wait: no other will follow."""
+        self._tracker.cut()
         return self._line.flush()
 
     def _chosen(self, finished: Finished) -> Finished:
@@ -189,6 +195,10 @@ class Follower:
         if self._is_cut(frame.image):
             tracker.cut()
             self._since, self._scene = self._detect_every, self._line.taken
+        # A camera whose frames are slow in coming would be slowed down even more.
+        if frame.time_s - self._time_s > FAR_S and not self._live:
+            self._since = self._detect_every
+        self._time_s = frame.time_s
         tracker.predict(frame.time_s)
         followed = [t for t in tracker.tracks if t.missed <= _LOOK_FRAMES]
         boxes = np.array([t.crop_box for t in followed], np.float32).reshape(-1, 4)
@@ -223,6 +233,8 @@ class Follower:
             if number < self._scene:
                 break
             first = track.sightings[0]
+            if first.time_s - frame.time_s > FAR_S:
+                break
             there = Detections(first.box[None], np.array([first.box_score], np.float32))
             poses = self._pose([frame], [there])[0]
             poses = replace(poses, boxes=_measured(poses, np.zeros(len(poses), np.bool_)))
@@ -285,7 +297,7 @@ class DelayLine:
     Args:
         keypoint_set: of the poses.
         options: which smoothing, whether sides are corrected, what is kept.
-        fps: of the source, about.
+        fps: of the frames taken, about.
         live: no frame waits.
         fills: where a person is missing on a few frames it is put in.
         back: frames before its first detection on which a person may still be put in.
@@ -309,6 +321,8 @@ class DelayLine:
         self._smooth = options.smooth or ("live" if live else "full")
         # A full window's frames must have their sides right before it is smoothed.
         self._window = min(math.ceil(_WINDOW_S * fps), _WINDOW_FRAMES) if self._smooth == "full" else 0
+        # A gap is bridged as a whole or not at all: each of its frames must see both ends.
+        self._gap_s = min(GAP_S, (self._window + 1.5) / fps) if self._window else 0.0
         self._fixes_sides = options.fix_sides and not live
         ahead = self._window + SWAP_FRAMES * self._fixes_sides
         self.delay = 0 if live else max(ahead, back + TRIAL_FRAMES - 2)
@@ -363,13 +377,16 @@ class DelayLine:
             if now.sides_checked or now.number > upto:
                 continue
             now.sides_checked = True
+            before = sightings[max(i - 1, 0)]
             after = [
-                s for s in sightings[i + 1 : i + 1 + SWAP_FRAMES] if s.number <= now.number + SWAP_FRAMES
+                s
+                for s in sightings[i + 1 : i + 1 + SWAP_FRAMES]
+                if s.number <= now.number + SWAP_FRAMES and s.time_s - before.time_s <= SWAP_S
             ]
-            if i == 0 or not after or now.number - sightings[i - 1].number > SWAP_FRAMES:
+            if i == 0 or not after or now.number - before.number > SWAP_FRAMES:
                 continue
             swapped = swapped_sides(
-                sightings[i - 1].points,
+                before.points,
                 now.points,
                 np.stack([s.points for s in after]),
                 self._pairs,
@@ -387,8 +404,8 @@ class DelayLine:
         window = [s for s in person.track.sightings if abs(s.number - number) <= self._window]
         i = next((i for i, s in enumerate(window) if s.number >= number), len(window))
         if i == len(window) or window[i].number != number:
-            fills = self._fills and self._window and 0 < i < len(window)
-            if not fills or window[i].time_s - window[i - 1].time_s > GAP_S:
+            fills = self._fills and 0 < i < len(window)
+            if not fills or window[i].time_s - window[i - 1].time_s > self._gap_s:
                 return None
             window.insert(i, _between(window[i - 1], window[i], number, time_s))
         now = window[i]
@@ -399,6 +416,7 @@ class DelayLine:
                 np.stack([s.points for s in window]),
                 np.stack([s.scores for s in window]),
                 _size_px(now),
+                self._gap_s,
             )
             return replace(now, points=points, scores=scores), bridged
         if self._smooth == "live":

@@ -17,8 +17,9 @@ SIGMA_S = 0.05
 GAP_S = 0.25
 #: Keypoints that score at least this are sure.
 SURE = 0.2
-#: Frames that an exchange of sides lasts, at most.
-SWAP_FRAMES = 3
+#: Frames that an exchange of sides lasts, at most, from the last right frame to the next seconds: in longer
+#: time legs change places twice, in walking.
+SWAP_FRAMES, SWAP_S = 3, 0.25
 #: A keypoint that moves by more than this share of the person's size left the window's centre: full
 #: smoothing at rest, little of it in a fast movement, whose turning points so keep their place.
 _NEAR = 0.03
@@ -37,6 +38,7 @@ def smooth_at(
     points: NDArray[np.floating],
     scores: NDArray[np.floating],
     size_px: float,
+    gap_s: float = GAP_S,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
     """The pose on the i-th frame, from those before and after it: no lag.
 
@@ -51,6 +53,7 @@ def smooth_at(
         points: ``(W, K, 2)``.
         scores: ``(W, K)``; 0 where the person was not seen.
         size_px: of the person.
+        gap_s: longest gap that is bridged.
 
     Returns:
         points ``(K, 2)`` float32, scores ``(K,)`` float32, and ``(K,)`` bool: which keypoints were bridged.
@@ -63,12 +66,12 @@ def smooth_at(
     bridged = ~sure[i] & (last >= 0) & (following < window)
     # Clipped positions stand for "none" and are masked out.
     a, b = last.clip(0), following.clip(max=window - 1)
-    bridged &= times_s[b] - times_s[a] <= GAP_S
+    bridged &= times_s[b] - times_s[a] <= gap_s
     column = np.arange(k)
     share = (times_s[i] - times_s[a]) / np.maximum(times_s[b] - times_s[a], 1e-9)
     between = points[a, column] + share[:, None] * (points[b, column] - points[a, column])
     between_scores = scores[a, column] + share * (scores[b, column] - scores[a, column])
-    center = np.where(bridged[:, None], between, _undisputed(i, points, scores))
+    center = np.where(bridged[:, None], between, _undisputed(i, times_s, points, scores))
     new_scores = np.where(bridged, between_scores, scores[i])
 
     apart = np.square(points - center).sum(-1) / (_NEAR * max(size_px, 1.0)) ** 2
@@ -90,10 +93,13 @@ def smooth_at(
     return found.astype(np.float32), new_scores.astype(np.float32), bridged
 
 
-def _undisputed(i: int, points: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.floating]:
+def _undisputed(
+    i: int, times_s: NDArray[np.float64], points: NDArray[np.floating], scores: NDArray[np.floating]
+) -> NDArray[np.floating]:
     """``(K, 2)``: each keypoint on frame i, or where the frames before and after agree to have it instead."""
     near = np.array([i, i - 1, i + 1])
-    if not 0 < i < len(points) - 1:
+    # In longer time a hand may well go somewhere and back.
+    if not 0 < i < len(points) - 1 or times_s[i + 1] - times_s[i - 1] > GAP_S:
         return np.asarray(points[i])
     apart = np.linalg.norm(points[near, None] - points[None, near], axis=-1)
     cost = (apart * scores[None, near]).sum(1)
@@ -104,7 +110,7 @@ class OneEuroFilter:
     """Smooths as the frames come (Casiez, Roussel & Vogel, "1 Euro Filter", CHI 2012).
 
     The cutoff rises with speed: steady at rest, hardly any lag in movement. Speed counts in sizes of
-    the person, so that the picture's resolution does not matter.
+    the person, so that the picture's resolution does not matter. After a gap it begins anew.
     """
 
     def __init__(self) -> None:
@@ -121,7 +127,7 @@ class OneEuroFilter:
             time_s: of the frame, later than the one before.
             size_px: of the person.
         """
-        if self._points is None:
+        if self._points is None or time_s - self._time_s > GAP_S:
             self._points, self._velocity = points.astype(np.float64), np.zeros(points.shape)
         else:
             step_s = max(time_s - self._time_s, 1e-3)

@@ -36,13 +36,21 @@ _SAME = 0.35
 _TWICE = 0.6
 #: Gains of the box filter for position and velocity. The velocity must be steady: nothing but it tells
 #: where somebody comes out who went behind another.
-_ALPHA, _BETA = 0.3, 0.03
+_GAINS = 0.3, 0.03
 #: Boxes of people who are too near to each other to be measured well overlap by this.
 _NEAR = 0.1
 #: Who is out of sight is expected to slow down, with this time constant, seconds,
 _COAST_S = 1.0
 #: and to be found around there, within a standard deviation of so many own heights for each second.
 _STRAY = 0.5
+#: On frames farther apart than this, seconds, boxes of who moves hardly overlap,
+FAR_S = 0.08
+#: each must tell the filter more,
+_FAR_GAINS = 1.0, 0.3
+#: who just was there may be anywhere within a standard deviation of so many own heights for each second,
+_RUN = 3.0
+#: and on frames farther apart than this, seconds, a person may well show on but one.
+_SPARSE_S = 0.25
 #: The clothes of a person: where they are seen, as shares of the way from one keypoint to another.
 _CLOTHES = (("shoulder", "hip", 0.25), ("shoulder", "hip", 0.7), ("hip", "knee", 0.5))
 #: Difference of clothes (CIE Lab, lightness halved) that speaks against two poses being one person.
@@ -110,6 +118,7 @@ class Track:
         self._velocity = np.zeros(2)
         self._last_box = box
         self._seen_center, self.time_s, self._seen_s = self._center, time_s, time_s
+        self._step_s = 0.0
 
     @property
     def box(self) -> NDArray[np.float32]:
@@ -145,8 +154,9 @@ class Track:
 
     def predict(self, time_s: float) -> None:
         """Moves on to the time of the next frame."""
-        step_s = max(time_s - self.time_s, 0.0) * math.exp(-self.absent_s / _COAST_S)
-        self._center = self._center + self._velocity * step_s
+        self._step_s = max(time_s - self.time_s, 0.0)
+        coasted_s = min(self._step_s, _COAST_S) * math.exp(-self.absent_s / _COAST_S)
+        self._center = self._center + self._velocity * coasted_s
         self.time_s = time_s
         self.missed += 1
         self._age += 1
@@ -164,9 +174,10 @@ class Track:
         center, size = _center_size(sighting.box)
         error = center - self._center
         if self.sightings:
-            self._center = self._center + _ALPHA * error
-            self._size = self._size + _ALPHA * (size - self._size)
-            self._velocity = self._velocity + _BETA * error / max(self.absent_s, 1e-3)
+            alpha, beta = _FAR_GAINS if self._step_s > FAR_S else _GAINS
+            self._center = self._center + alpha * error
+            self._size = self._size + alpha * (size - self._size)
+            self._velocity = self._velocity + beta * error / max(self.absent_s, 1e-3)
         self._seen_center, self._seen_s = self._center, self.time_s
         score = float(sighting.scores.mean())
         self.usual_score += (_USUAL if self.sightings else 1.0) * (score - self.usual_score)
@@ -180,11 +191,10 @@ class Track:
         if self._count >= _TRIAL_POSES and self.detections >= _TRIAL_DETECTIONS:
             self.confirmed = True
 
-    def failed(self, lost_s: float) -> bool:
-        """Whether it was out of sight for too long, or a ghost."""
-        if self.confirmed:
-            return self.absent_s > lost_s
-        return self.missed >= _TRIAL_POSES or self._age >= TRIAL_FRAMES - 1
+    @property
+    def is_ghost(self) -> bool:
+        """It had its trial, and proved to be nobody."""
+        return not self.confirmed and (self.missed >= _TRIAL_POSES or self._age >= TRIAL_FRAMES - 1)
 
 
 def _center_size(box: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -212,17 +222,26 @@ class Tracker:
         self.tracks: list[Track] = []
         self._sigmas = np.array(keypoint_set.sigmas)
         self._lost_s, self._exact_boxes, self._certain = lost_s, exact_boxes, certain
+        self._scene_frames = 0
+        self._time_s, self._sparse = math.inf, False
 
     def cut(self) -> None:
-        """Ends all tracks: what follows is another scene."""
+        """Ends all tracks: what follows is another scene, or nothing."""
         for track in self.tracks:
+            # In so short a scene nobody can prove himself.
+            track.confirmed |= self._scene_frames < _TRIAL_POSES
             track.ended = True
-        self.tracks = []
+        self.tracks, self._scene_frames = [], 0
 
     def predict(self, time_s: float) -> None:
         """Moves all tracks on to the time of the next frame."""
+        self._sparse, self._time_s = time_s - self._time_s > _SPARSE_S, time_s
         for track in self.tracks:
             track.predict(time_s)
+            track.confirmed |= self._sparse
+            # Who was there on the frame before was not out of sight, however long ago that is.
+            track.ended = track.confirmed and track.missed > 1 and track.absent_s > self._lost_s
+        self.tracks = [track for track in self.tracks if not track.ended]
 
     def update(
         self,
@@ -241,6 +260,7 @@ class Tracker:
             time_s: of the frame.
             image: ``(H, W, 3)`` uint8 RGB, the frame's.
         """
+        self._scene_frames += 1
         worn = clothes(image, poses)
         hidden = [t.box for t in self.tracks if t.confirmed and t.missed > 1]
         around = np.concatenate([poses.boxes, np.array(hidden, np.float32).reshape(-1, 4)])
@@ -259,11 +279,11 @@ class Tracker:
         for row in left:
             # Between detections crops follow tracks: a pose on them that no track takes is no newcomer.
             if detected[row]:
-                track = Track(poses.boxes[row], time_s, self._certain)
+                track = Track(poses.boxes[row], time_s, self._certain or self._sparse)
                 self._see(track, poses, row, True, number, worn[row], bool(crowded[row]))
                 self.tracks.append(track)
         for track in self.tracks:
-            track.ended = track.failed(self._lost_s)
+            track.ended = track.is_ghost
         self.tracks = [track for track in self.tracks if not track.ended]
 
     def see_before(self, track: Track, poses: Poses, number: int, time_s: float) -> bool:
@@ -345,7 +365,9 @@ class Tracker:
             2 * self._sigmas * (1 + absent_s[..., None]),
         )
         away, taller = _apart(boxes, others)
-        near = np.exp(-np.square(away / (_STRAY * np.maximum(absent_s, 1e-3))) / 2) / taller
+        far = np.array([track.missed == 1 and track.absent_s > FAR_S for track in tracks])[:, None]
+        stray = np.where(far, _RUN, _STRAY) * np.maximum(absent_s, 1e-3)
+        near = np.exp(-np.square(away / stray) / 2) / taller
         # A place alone, where somebody may have gone, is half of the evidence.
         alike = np.maximum(oks + iou(boxes, others), near) / 2
         colours = np.stack([track.clothes for track in tracks])[:, None] - worn[None, rows]

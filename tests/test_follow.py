@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from walkers import HEIGHT, WIDTH, Walker, box_of, frame, nobody, poses_of
+from walkers import HEIGHT, WIDTH, Walker, body, box_of, frame, nobody, poses_of
 
 from hgpose.demo import CLIP
 from hgpose.detect import iou
@@ -83,17 +83,18 @@ def run(
     faults: dict[int, NDArray[np.int64]] | None = None,
     proposes: bool = True,
     live: bool = False,
+    fps: Fraction = FPS,
     **options: Any,
 ) -> tuple[list[Poses], Finder, Follower]:
     finder = Finder(walkers, proposes)
     network = Network(finder, EstimatorOptions(**options))
     network.faults = faults or {}
-    follower = Follower(network, every, FPS, live)
+    follower = Follower(network, every, fps, live)
     picture = None
     frames = []
     for t in range(count):
         picture = (images or {}).get(t, picture)
-        frames.append(frame(t, image=picture))
+        frames.append(frame(t, float(fps), picture))
     finished = [done for some in follower([f] for f in frames) for done in some]
     assert [f.index for f, _ in finished] == list(range(count))
     return [poses for _, poses in finished], finder, follower
@@ -169,6 +170,15 @@ def test_nothing_is_carried_over_a_cut(cut: int) -> None:
     np.testing.assert_allclose(nose[cut:], 322, atol=0.01)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_shortest_scenes_show_their_people(count: int) -> None:
+    found, _, _ = run([Walker(300, 0)], count)
+    assert [poses.ids.tolist() for poses in found] == [[1]] * count
+    images = {0: scene(0), count: scene(1), 2 * count: scene(2)}
+    found, _, _ = run([Walker(300, 0)], 3 * count, images=images)
+    assert [poses.ids.tolist() for poses in found] == [[1]] * count + [[2]] * count + [[3]] * count
+
+
 def test_a_cut_is_neither_light_nor_movement() -> None:
     image = scene(3)
     bright = (image * 0.5 + 100).astype(np.uint8)
@@ -177,8 +187,11 @@ def test_a_cut_is_neither_light_nor_movement() -> None:
     covered[50:, 200:360] = 20
     is_cut = CutDetector()
     flat, dark = np.full_like(image, 90), np.zeros_like(image)
-    shown = [image, image, bright, image, moved, image, covered, scene(4), scene(4), dark, dark, flat]
-    assert [is_cut(i) for i in shown] == [False] * 7 + [True, False, True, False, False]
+    shown = [image, image, bright, image, moved, image, covered, scene(4), scene(4)]
+    assert [is_cut(i) for i in shown] == [False] * 7 + [True, False]
+    # Behind a flash or a black frame may be the same scene, or another.
+    shown = [dark, scene(4), flat, dark, scene(4), dark, scene(5)]
+    assert [is_cut(i) for i in shown] == [False] * 6 + [True]
 
 
 def test_a_cut_between_views_of_one_place_is_more_of_a_change_than_before() -> None:
@@ -191,6 +204,13 @@ def test_a_cut_between_views_of_one_place_is_more_of_a_change_than_before() -> N
     wild = [np.roll(scene(1), 20 * t, axis=1) for t in range(8)]
     is_cut = CutDetector()
     assert not any(is_cut(image) for image in wild[1:])
+
+
+@pytest.mark.parametrize("grey", [0, 255])
+def test_a_flash_or_a_black_frame_ends_nothing(grey: int) -> None:
+    images = {0: scene(0), 30: np.full_like(scene(0), grey), 31: scene(0)}
+    found, _, _ = run([Walker(300, 0)], 60, images=images)
+    assert [poses.ids.tolist() for poses in found] == [[1]] * 60
 
 
 def test_there_is_no_cut_in_the_demo() -> None:
@@ -227,6 +247,38 @@ def test_sides_are_put_right(fix_sides: bool, wrong: int) -> None:
     assert sum(a > 1 for a in apart) == wrong
 
 
+@dataclass(frozen=True)
+class SlowlyFilmed(Walker):
+    """Takes two steps a second, however few frames there are."""
+
+    fps: float = 30.0
+
+    def at(self, t: int) -> NDArray[np.float32] | None:
+        return body(self.start_x, self.ground, self.height, t / self.fps + 0.25)
+
+
+@pytest.mark.parametrize("fps", [2, 3, 4, 5, 8])
+def test_steps_between_few_frames_are_no_exchange_of_sides(fps: int) -> None:
+    found, finder, follower = run([SlowlyFilmed(300, 0, fps=fps)], 30, fps=Fraction(fps), smooth="none")
+    assert follower.sides_corrected == 0
+    for t, poses in enumerate(found):
+        np.testing.assert_array_equal(poses.keypoints[0], finder.truth(t)[0])
+
+
+@pytest.mark.parametrize("heights_per_s", [0, 0.8, 2])
+@pytest.mark.parametrize("fps", [1, 2, 3, 5, 10])
+def test_between_few_frames_nobody_who_moves_is_lost(fps: int, heights_per_s: float) -> None:
+    speed = heights_per_s * 200 / fps
+    count = min(int(600 / max(speed, 1)), 20)
+    found, _, _ = run([Walker(20, speed)], count, fps=Fraction(fps))
+    assert [poses.ids.tolist() for poses in found] == [[1]] * count
+
+
+def test_who_shows_on_one_of_few_frames_is_shown() -> None:
+    found, _, _ = run([Walker(100, 0), Walker(400, 0, first=5, last=5)], 10, fps=Fraction(1))
+    assert [poses.ids.tolist() for poses in found] == [[1]] * 5 + [[1, 2]] + [[1]] * 4
+
+
 def test_raw_keypoints_stand_beside_the_smoothed() -> None:
     found, finder, _ = run([Walker(200, 1)], 30, keep_raw=True, faults={12: SWAP})
     raw = found[12].raw
@@ -250,6 +302,13 @@ def test_a_person_missed_for_a_moment_is_put_in_and_marked() -> None:
         assert record["keypoints_raw"][0] == [None, None, None]
         assert record["score"] == pytest.approx(0.8)
     assert "interpolated" not in records(found[19])[0]
+
+
+@pytest.mark.parametrize(("fps", "gap", "bridged"), [(30, 6, True), (60, 10, True), (60, 13, False)])
+def test_a_gap_is_bridged_as_a_whole_or_not_at_all(fps: int, gap: int, bridged: bool) -> None:
+    walkers = [Walker(200, 0, last=39), Walker(200, 0, first=40 + gap)]
+    found, _, _ = run(walkers, 80 + gap, every=1, fps=Fraction(fps))
+    assert [len(poses) for poses in found] == [1] * 40 + [int(bridged)] * gap + [1] * 40
 
 
 def test_frames_wait_no_longer_than_they_must() -> None:

@@ -126,6 +126,21 @@ def test_a_lone_outlier_is_left_out() -> None:
     np.testing.assert_allclose(full(points)[6, 0], [50, 60], atol=0.5)
 
 
+def test_between_few_frames_a_hand_may_go_and_come_back() -> None:
+    points = np.full((13, 1, 2), [50.0, 60.0])
+    points[6] = 150, 10
+    np.testing.assert_allclose(full(points, fps=5), points, atol=0.5)
+
+
+def test_the_live_filter_does_not_reach_across_a_gap() -> None:
+    scores = np.full(1, 0.8)
+    one_euro = OneEuroFilter()
+    for t in range(10):
+        one_euro(np.array([[50.0, 60.0]]), scores, t / 30, SIZE_PX)
+    back = np.array([[90.0, 60.0]])
+    np.testing.assert_array_equal(one_euro(back, scores, 10 / 30 + GAP_S, SIZE_PX), back)
+
+
 def test_steady_motion_is_kept_to_its_ends() -> None:
     points = np.stack([np.arange(20) * 4.0, np.arange(20) * -2.0], -1)[:, None]
     np.testing.assert_allclose(full(points), points, atol=1e-3)

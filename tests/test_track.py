@@ -105,7 +105,7 @@ def test_ghosts_of_two_frames_are_nobody() -> None:
     assert [len(poses) for poses in follow(seen)] == [0] * 40
 
 
-@pytest.mark.parametrize(("absent", "last_id"), [(20, 1), (45, 2)])
+@pytest.mark.parametrize(("absent", "last_id"), [(20, 1), (28, 1), (30, 2), (45, 2)])
 def test_who_is_absent_for_longer_than_the_limit_is_another(absent: int, last_id: int) -> None:
     stand = body(300, 320, 200)
     seen = [[stand] if not 30 <= t < 30 + absent else [] for t in range(120)]

@@ -77,6 +77,13 @@ def test_truth_that_is_none(text: str, tmp_path: Path) -> None:
         load_truth(tmp_path / "y.json", BODY19)
 
 
+def test_truth_without_people_is_nothing_to_score(tmp_path: Path) -> None:
+    document = json.loads(TRUTH.read_text()) | {"annotations": []}
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"x\.json: nobody"):
+        load_truth(tmp_path / "x.json", BODY19)
+
+
 @pytest.mark.parametrize(("hidden", "second"), [(29, 0), (31, 1)])
 def test_a_person_lives_on_after_a_short_absence(hidden: int, second: int) -> None:
     stand = body(300, 320, 200)

@@ -87,7 +87,7 @@ def load_truth(path: Path, keypoint_set: KeypointSet) -> list[TrueFrame]:
         keypoint_set: whose keypoints are wanted, in its order.
 
     Raises:
-        InputError: not such a file, or a keypoint is missing.
+        InputError: not such a file, without people, or a keypoint is missing.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -114,13 +114,15 @@ def load_truth(path: Path, keypoint_set: KeypointSet) -> list[TrueFrame]:
                     int(image.get("shot", 0)),
                 )
             )
-        return frames
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of truth") from None
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"{path}: not COCO JSON of people with keypoints and track_id ({error!r})"
         ) from error
+    if not any(len(frame.ids) for frame in frames):
+        raise InputError(f"{path}: nobody is in it, so there is nothing to score")
+    return frames
 
 
 def lives(truth: Sequence[TrueFrame], fps: float, lost_s: float) -> list[NDArray[np.int64]]:
