@@ -232,6 +232,14 @@ def test_what_is_gone_is_done_again(tree: Path, again: Path, how: EstimatorOptio
     assert stamps(again)["long.csv"] == before["long.csv"]
 
 
+def test_where_nobody_is_seen_all_is_whole(tmp_path: Path, how: EstimatorOptions) -> None:
+    write_images(tmp_path / "in", 2)
+    nobody, what = replace(how, min_person_score=1), replace(WHAT, save=("trc", "csv"))
+    for kept in (0, 1):
+        summary = process_batch([str(tmp_path / "in")], tmp_path / "out", nobody, what, BatchOptions(1))
+        assert summary.kept == kept
+
+
 def test_an_input_that_changed_is_done_again(
     tree: Path, again: Path, how: EstimatorOptions, tmp_path: Path
 ) -> None:
