@@ -425,7 +425,9 @@ def _conclude(
         found = job.done[-1]
         unread = {name for name, _ in found.problems} if item.is_set else set()
         readable = replace(item, files=tuple(file for file in item.files if file[1] not in unread))
-        found.name, found.files = item.label, results_of(readable, what.save)
+        # The folder of files a person is empty where nobody is seen, and a store keeps no empty folders.
+        kinds = [kind for kind in what.save if kind != "trc" or found.people]
+        found.name, found.files = item.label, results_of(readable, kinds)
         found.seconds = sum(s.seconds for s in job.done)
         found.problems = [
             (f"{item.label}/{name}" if item.is_set else item.label, reason) for name, reason in found.problems

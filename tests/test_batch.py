@@ -174,6 +174,16 @@ def test_the_data_set_is_one_to_other_programs(done: Path) -> None:
     ]
 
 
+def test_images_beside_a_folder_called_images(tmp_path: Path, how: EstimatorOptions) -> None:
+    write_images(tmp_path / "in", 1)
+    write_images(tmp_path / "in" / "images", 2)
+    what = replace(WHAT, save=("parquet",))
+    summary = process_batch([str(tmp_path / "in")], tmp_path / "out", how, what, BatchOptions(1))
+    assert summary.failures == []
+    found = pyarrow.dataset.dataset(tmp_path / "out" / "keypoints.parquet", partitioning="hive").to_table()
+    assert sorted(found["source"].to_pylist()) == [".", "images", "images"]
+
+
 def test_an_untracked_batch_is_the_same_too(tree: Path, how: EstimatorOptions, tmp_path: Path) -> None:
     untracked = replace(how, track=False, batch=7)
     what = replace(WHAT, save=("csv",))
