@@ -202,7 +202,7 @@ class _Manifest:
         self._records = {
             Path(name).stem: record
             for name, record in zip(names, records, strict=True)
-            if record is not None and record.keys() >= {"state", "problems", "files", "origin", "written"}
+            if record is not None and record.keys() >= {"input", "state", "problems", "files", "origin", "written"}
         }
 
     def record(self, key: str) -> Mapping[str, Any] | None:
@@ -270,6 +270,16 @@ def _to_do(
                     summary.kept += 1
                     summary.failures += [(name, reason) for name, reason in record["problems"]]
                     continue
+                other = record["input"]
+                if (
+                    record["origin"]["input"] != now["input"]
+                    and _absolute(other) != _absolute(item.label)
+                    and not what.overwrite
+                ):
+                    raise OutputError(
+                        f"{item.label}: its results would replace those of {other}; pass --overwrite or choose "
+                        "another -o"
+                    )
                 again.setdefault(why, []).append(item.label)
             elif not manifest.begun(key) and not what.overwrite:
                 for name in results:

@@ -290,6 +290,20 @@ def test_other_options_and_weights_are_noticed(
     assert "black was True, is False" in said(replace(other, lost_s=0.3), replace(WHAT, save=("csv",)))
 
 
+def test_another_folder_does_not_replace_results(tmp_path: Path, how: EstimatorOptions) -> None:
+    write_images(tmp_path / "monday" / "photos", 1)
+    write_images(tmp_path / "tuesday" / "photos", 2)
+    what, out = replace(WHAT, save=("csv",)), tmp_path / "out"
+    process_batch([str(tmp_path / "monday")], out, how, what, BatchOptions(1))
+    before = files(out)
+    summary = process_batch([str(tmp_path / "tuesday")], out, how, what, BatchOptions(1))
+    assert "would replace those of" in summary.failures[0][1]
+    assert files(out)["photos/keypoints.csv"] == before["photos/keypoints.csv"]
+    what = replace(what, overwrite=True)
+    summary = process_batch([str(tmp_path / "tuesday")], out, how, what, BatchOptions(1))
+    assert summary.failures == [] and summary.summaries[0].frames == 2
+
+
 # ---- what goes wrong ----
 
 
