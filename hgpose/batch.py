@@ -46,6 +46,8 @@ from hgpose.workers import (
 )
 
 _MANIFEST = ".hgpose/manifest"
+#: What a whole record has at least.
+_RECORD = {"input": str, "state": str, "problems": list, "files": list, "origin": dict, "written": dict}
 #: A video is split if it is more than one of so many parts a worker of all the work there is.
 _PARTS = 4
 #: Requests to a store behind a URI at once.
@@ -202,7 +204,7 @@ class _Manifest:
         self._records = {
             Path(name).stem: record
             for name, record in zip(names, records, strict=True)
-            if record is not None and record.keys() >= {"input", "state", "problems", "files", "origin", "written"}
+            if record is not None and all(isinstance(record.get(key), kind) for key, kind in _RECORD.items())
         }
 
     def record(self, key: str) -> Mapping[str, Any] | None:
@@ -212,7 +214,9 @@ class _Manifest:
     def begun(self, key: str) -> bool:
         """Whether the input's results are there or may be: then they may be replaced."""
         record = self._records.get(key)
-        return (record is not None and record["state"] == "done") or f"{WORK}/{key}" in self.there
+        # What a damaged record said nobody knows.
+        done = record["state"] == "done" if record else f"{_MANIFEST}/{key}.json" in self.there
+        return done or f"{WORK}/{key}" in self.there
 
     def why_again(self, record: Mapping[str, Any], now: Origin) -> str:
         """Why an input that is done must be done again; empty if it need not be."""
@@ -272,7 +276,7 @@ def _to_do(
                     continue
                 other = record["input"]
                 if (
-                    record["origin"]["input"] != now["input"]
+                    record["origin"].get("input") != now["input"]
                     and _absolute(other) != _absolute(item.label)
                     and not what.overwrite
                 ):

@@ -290,6 +290,18 @@ def test_other_options_and_weights_are_noticed(
     assert "black was True, is False" in said(replace(other, lost_s=0.3), replace(WHAT, save=("csv",)))
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"state": "done", ', b"[]", b'{"state": "done", "files": 3}'])
+def test_a_damaged_record_is_of_what_is_done_again(
+    damage: bytes, tree: Path, again: Path, how: EstimatorOptions, done: Path
+) -> None:
+    records = again / HIDDEN / "manifest"
+    damaged = next(path for path in records.iterdir() if "er/short clip.mov" in path.read_text())
+    damaged.write_bytes(damage)
+    summary, _ = rerun(tree, again, how)
+    assert (summary.kept, len(summary.summaries), summary.failures) == (3, 1, [])
+    assert files(again) == files(done)
+
+
 def test_another_folder_does_not_replace_results(tmp_path: Path, how: EstimatorOptions) -> None:
     write_images(tmp_path / "monday" / "photos", 1)
     write_images(tmp_path / "tuesday" / "photos", 2)
