@@ -73,7 +73,7 @@ def find_items(inputs: Sequence[str], out: str) -> tuple[list[Item], list[tuple[
 
 
 def _is_list(given: str) -> bool:
-    return PurePosixPath(given).suffix.lower() == _LIST_SUFFIX and (is_uri(given) or Path(given).is_file())
+    return PurePosixPath(given).suffix.lower() == _LIST_SUFFIX and (is_uri(given) or os.path.isfile(given))  # noqa: PTH113
 
 
 def _items(found: Iterable[_File], fail: Callable[[str, str], None]) -> list[Item]:
@@ -128,6 +128,10 @@ class _Finder:
             files = self._remote(given, several) if is_uri(given) else self._local(given, several)
         except InputError as error:
             self.fail(given, str(error))
+            return []
+        except OSError as error:
+            # A name that is too long, a folder that may not be entered.
+            self.fail(given, f"{given}: cannot be read ({error.strerror}); check the name and its rights")
             return []
         if not files and len(self.failures) == before:
             self.fail(given, f"{shown(given)}: no video or image there")

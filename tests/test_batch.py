@@ -621,6 +621,8 @@ def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found_in(["out"]) == ({"x": ["x.mp4"]}, []), "unless they are named"
     assert found_in(["gone", "b/c/*.mp4", "a/x.mp4", "a/x.mp4"]) == ({"x": ["x.mp4"]}, ["gone", "b/c/*.mp4"])
     assert found_in([""]) == ({}, [""])
+    long = "n" * 300
+    assert found_in([long, f"{long}.txt", f"b/{long}/*"]) == ({}, [long, f"{long}.txt", f"b/{long}/*"])
     for name in ("c/img2.JPG", "c/x.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
