@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -184,7 +185,8 @@ class _Finder:
 
         def refuse(error: OSError) -> None:
             self.fail(
-                str(error.filename), f"{error.filename}: cannot be read ({error.strerror}); check its rights"
+                str(error.filename),
+                f"{error.filename}: cannot be read ({error.strerror}); check it and its rights",
             )
 
         files = []
@@ -194,7 +196,15 @@ class _Finder:
                 f for f in folders if not f.startswith(".") and (here / f).resolve() != results
             )
             for name in sorted(names):
-                if not name.startswith(".") and _wanted(name) and (here / name).is_file():
+                if name.startswith(".") or not _wanted(name):
+                    continue
+                try:
+                    regular = stat.S_ISREG((here / name).stat().st_mode)
+                except OSError as error:
+                    # For one, a link to what is not there.
+                    refuse(error)
+                    continue
+                if regular:
                     below = (here / name).relative_to(root).as_posix()
                     files.append((str(here / name), str(PurePosixPath(prefix, below))))
         return files

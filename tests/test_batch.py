@@ -640,6 +640,11 @@ def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     (tmp_path / "one.txt").write_text("b/c/img10.jpg")
     assert found_in(["one.txt"]) == ({"keypoints": ["img10.jpg"]}, [])
+    links = tmp_path / "links"
+    links.mkdir()
+    for name, target in (("gone.mp4", "x"), ("round.png", "round.png"), ("b", ".."), ("a.mp4", "../a/x.mp4")):
+        (links / name).symlink_to(target)
+    assert found_in(["links"]) == ({"a": ["a.mp4"]}, ["links/gone.mp4", "links/round.png"])
     (tmp_path / "empty.txt").write_text("\n")
     assert found_in(["empty.txt"]) == ({}, ["empty.txt"])
 
