@@ -281,8 +281,8 @@ def _to_do(
                     and not what.overwrite
                 ):
                     raise OutputError(
-                        f"{item.label}: its results would replace those of {other}; pass --overwrite or choose "
-                        "another -o"
+                        f"{item.label}: its results would replace those of {other}; pass --overwrite "
+                        "or choose another -o"
                     )
                 again.setdefault(why, []).append(item.label)
             elif not manifest.begun(key) and not what.overwrite:
@@ -308,7 +308,11 @@ def _absolute(location: str) -> str:
 
 def _origin(how: EstimatorOptions, what: VideoOptions, item: Item) -> Origin | InputError:
     try:
-        return origin(how, what, item.locations)
+        found = origin(how, what, item.locations)
+        if item.is_set:
+            # Overlays of images are drawn when their chunk is computed.
+            found["drawn"] = {"overlay": "overlay" in what.save} | asdict(what.style)
+        return found
     except InputError as error:
         return error
 

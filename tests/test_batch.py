@@ -302,6 +302,28 @@ def test_a_damaged_record_is_of_what_is_done_again(
     assert files(again) == files(done)
 
 
+@pytest.mark.parametrize("style", [Style(), Style(black=True)])
+def test_interrupted_and_drawn_otherwise_all_is_drawn_so(
+    style: Style, tmp_path: Path, how: EstimatorOptions
+) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def report(progress: BatchProgress) -> None:
+        if progress.tasks_done:
+            raise Interrupted
+
+    write_images(tmp_path / "in", 66)
+    first = replace(WHAT, save=("csv",) if style == Style() else ("csv", "overlay"))
+    what = replace(WHAT, save=("csv", "overlay"), style=style)
+    with pytest.raises(Interrupted):
+        process_batch([str(tmp_path / "in")], tmp_path / "out", how, first, BatchOptions(1), report)
+    for out in ("out", "anew"):
+        summary = process_batch([str(tmp_path / "in")], tmp_path / out, how, what, BatchOptions(1))
+        assert summary.failures == [] and len(summary.summaries) == 1
+    assert files(tmp_path / "out") == files(tmp_path / "anew")
+
+
 def test_another_folder_does_not_replace_results(tmp_path: Path, how: EstimatorOptions) -> None:
     write_images(tmp_path / "monday" / "photos", 1)
     write_images(tmp_path / "tuesday" / "photos", 2)
