@@ -29,7 +29,7 @@ from hgpose.keypoints import BODY19
 from hgpose.manifest import Origin, differences, origin, read_origin
 from hgpose.options import BatchOptions, EstimatorOptions, VideoOptions
 from hgpose.pipeline import Summary
-from hgpose.places import Place, file_system, is_uri
+from hgpose.places import Place, as_path, file_system, is_uri
 from hgpose.process import check_kinds
 from hgpose.workers import (
     WORK,
@@ -146,8 +146,9 @@ def process_batch(
         )
     if how.heatmaps:
         raise OptionsError("--heatmaps: a batch does not draw them; use hgpose video or images")
+    out = as_path(str(out))
     place = Place.of(out)
-    items, failures = find_items(inputs, str(out))
+    items, failures = find_items(inputs, out)
     summary = BatchSummary(failures=failures)
     progress = BatchProgress(inputs=len(items) + len(failures), done=len(failures))
     with _locked(out):
@@ -155,16 +156,16 @@ def process_batch(
         jobs = list(_to_do(items, manifest, place, how, what, summary, progress))
         progress.done = progress.inputs - len(jobs)
         report(progress)
-        _work(jobs, manifest, place, Setup(how, what, str(out)), who, summary, progress, report)
+        _work(jobs, manifest, place, Setup(how, what, out), who, summary, progress, report)
         told = [{"input": name, "reason": reason} for name, reason in summary.failures]
         place.write("failures.json", (json.dumps(told, indent=1) + "\n").encode())
     return summary
 
 
 @contextmanager
-def _locked(out: str | Path) -> Iterator[None]:
+def _locked(out: str) -> Iterator[None]:
     """Keeps a second batch out of a folder of this machine."""
-    if is_uri(str(out)):
+    if is_uri(out):
         yield
         return
     path = Path(out, ".hgpose", "lock")

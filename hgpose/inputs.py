@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hgpose.errors import InputError, OptionsError
-from hgpose.places import file_system, is_uri, remote, shown
+from hgpose.places import as_path, file_system, is_uri, remote, shown
 from hgpose.sources.images import IMAGE_SUFFIXES, natural_key
 from hgpose.sources.video import VIDEO_SUFFIXES
 
@@ -66,7 +66,7 @@ def find_items(inputs: Sequence[str], out: str) -> tuple[list[Item], list[tuple[
     """
     finder = _Finder(out)
     found: dict[str, str] = {}
-    for given in inputs:
+    for given in map(as_path, inputs):
         files = finder.list_of(given) if _is_list(given) else finder.find(given, len(inputs) > 1)
         for location, name in files:
             found.setdefault(location, name)
@@ -118,6 +118,7 @@ class _Finder:
 
     def find(self, given: str, several: bool) -> list[_File]:
         """The files of an input that is no list."""
+        given = as_path(given)
         if given == "-" or given.lower().startswith(("rtsp://", "rtsps://")):
             raise OptionsError(f"{shown(given)}: a stream is no part of a batch; use hgpose video")
         if not given:

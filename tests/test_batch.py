@@ -607,6 +607,17 @@ def test_a_store_behind_a_uri(tree: Path, how: EstimatorOptions, done: Path, tmp
         assert table.num_rows == 150 + 9 + 70 + 2
 
 
+def test_file_uris_are_paths(tmp_path: Path, how: EstimatorOptions) -> None:
+    write_images(tmp_path / "in put", 2)
+    (tmp_path / "list.txt").write_text(f"file://{tmp_path}/in put/img0.png\n")
+    what = replace(WHAT, save=("csv",))
+    for given in (f"file://{tmp_path}/in put", f"file://{tmp_path}/list.txt"):
+        out = tmp_path / str(len(given))
+        summary = process_batch([given], f"file://{out}", how, what, BatchOptions(1))
+        assert summary.failures == [] and (out / HIDDEN / "lock").exists()
+        assert (out / "keypoints.csv").exists()
+
+
 def test_a_scheme_nobody_knows_is_wrong_usage(tmp_path: Path, how: EstimatorOptions) -> None:
     with pytest.raises(OptionsError, match="nowhere"):
         process_batch(["nowhere://bucket/in"], tmp_path, how, WHAT)
