@@ -98,7 +98,7 @@ class CropEstimator:
             return heatmaps.decode_peak(maps, card.refine_from, card.offset_cells, card.empty_cell)
         if card.decoding == "princeton":
             return heatmaps.decode_princeton(maps)
-        return heatmaps.decode(maps)
+        return heatmaps.decode(maps, self.keypoint_set.flip_order)
 
 
 def keypoint_box(

@@ -80,32 +80,40 @@ def flip(heatmaps: Tensor, flip_order: tuple[int, ...], shift: bool = False) -> 
     return torch.cat([back[..., :1], back[..., :-1]], dim=-1) if shift else back
 
 
-def decode(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
-    """Peak position and score of probability heatmaps, without leaving the device.
+def decode(heatmaps: Tensor, flip_order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Position and score by probability heatmaps, without leaving the device.
 
-    The position is the mean of the distribution inside a 5x5 window around its highest cell
-    (a local soft-argmax), the score the probability inside that window.
+    The joint is in the 5x5 window that holds it most probably, at the mean of the distribution inside
+    (a local soft-argmax), not at the highest cell: a spike beside nothing weighs less than a broad hill.
+    And a place holds one joint of a pair: with p and q the probabilities that a window holds a joint and
+    its other side, p (1 - q) / (1 - p q) is that it holds the joint alone, given that it does not hold
+    both. Of two windows between which the network cannot tell left from right, each side takes the one
+    that suits it better. The highest such value is the score.
 
     Args:
         heatmaps: ``(N, K, h, w)``, from :func:`probabilities`.
+        flip_order: of each keypoint its other side, or itself.
 
     Returns:
         points ``(N, K, 2)`` float32 heatmap px, scores ``(N, K)`` float32 in [0, 1].
     """
     h, w = heatmaps.shape[2:]
-    peak = heatmaps.flatten(2).argmax(-1)
+    size = 2 * _WINDOW + 1
+    held = (F.avg_pool2d(heatmaps, size, 1, _WINDOW) * size**2).clamp(0, 1)
+    paired = torch.tensor([i != k for k, i in enumerate(flip_order)], device=heatmaps.device)
+    other = held[:, list(flip_order)] * paired[:, None, None]
+    alone = held * (1 - other) / (1 - held * other).clamp_min(1e-6)
+    score, best = alone.flatten(2).max(-1)
     offsets = torch.arange(-_WINDOW, _WINDOW + 1, device=heatmaps.device)
-    x = (peak % w)[..., None] + offsets
-    y = torch.div(peak, w, rounding_mode="floor")[..., None] + offsets
+    x = (best % w)[..., None] + offsets
+    y = torch.div(best, w, rounding_mode="floor")[..., None] + offsets
     inside = ((y >= 0) & (y < h))[..., :, None] & ((x >= 0) & (x < w))[..., None, :]
     cells = y.clamp(0, h - 1)[..., :, None] * w + x.clamp(0, w - 1)[..., None, :]
     window = heatmaps.flatten(2).gather(2, cells.flatten(2)).reshape(cells.shape) * inside
-    score = window.sum((-2, -1))
-    total = score.clamp_min(1e-12)
+    total = window.sum((-2, -1)).clamp_min(1e-12)
     px = (window.sum(-2) * x).sum(-1) / total
     py = (window.sum(-1) * y).sum(-1) / total
-    points = torch.stack([px, py], dim=-1)
-    return points, score.clamp(0, 1)
+    return torch.stack([px, py], dim=-1), score
 
 
 def decode_peak(
