@@ -29,7 +29,7 @@ from hgpose.keypoints import BODY19
 from hgpose.manifest import Origin, differences, origin, read_origin
 from hgpose.options import BatchOptions, EstimatorOptions, VideoOptions
 from hgpose.pipeline import Summary
-from hgpose.places import Place, file_system, is_uri
+from hgpose.places import Place, as_path, file_system, is_uri
 from hgpose.process import check_kinds
 from hgpose.workers import (
     WORK,
@@ -46,6 +46,8 @@ from hgpose.workers import (
 )
 
 _MANIFEST = ".hgpose/manifest"
+#: What a whole record has at least.
+_RECORD = {"input": str, "state": str, "problems": list, "files": list, "origin": dict, "written": dict}
 #: A video is split if it is more than one of so many parts a worker of all the work there is.
 _PARTS = 4
 #: Requests to a store behind a URI at once.
@@ -144,8 +146,9 @@ def process_batch(
         )
     if how.heatmaps:
         raise OptionsError("--heatmaps: a batch does not draw them; use hgpose video or images")
+    out = as_path(str(out))
     place = Place.of(out)
-    items, failures = find_items(inputs, str(out))
+    items, failures = find_items(inputs, out)
     summary = BatchSummary(failures=failures)
     progress = BatchProgress(inputs=len(items) + len(failures), done=len(failures))
     with _locked(out):
@@ -153,16 +156,16 @@ def process_batch(
         jobs = list(_to_do(items, manifest, place, how, what, summary, progress))
         progress.done = progress.inputs - len(jobs)
         report(progress)
-        _work(jobs, manifest, place, Setup(how, what, str(out)), who, summary, progress, report)
+        _work(jobs, manifest, place, Setup(how, what, out), who, summary, progress, report)
         told = [{"input": name, "reason": reason} for name, reason in summary.failures]
         place.write("failures.json", (json.dumps(told, indent=1) + "\n").encode())
     return summary
 
 
 @contextmanager
-def _locked(out: str | Path) -> Iterator[None]:
+def _locked(out: str) -> Iterator[None]:
     """Keeps a second batch out of a folder of this machine."""
-    if is_uri(str(out)):
+    if is_uri(out):
         yield
         return
     path = Path(out, ".hgpose", "lock")
@@ -202,7 +205,7 @@ class _Manifest:
         self._records = {
             Path(name).stem: record
             for name, record in zip(names, records, strict=True)
-            if record is not None and record.keys() >= {"state", "problems", "files", "origin", "written"}
+            if record is not None and all(isinstance(record.get(key), kind) for key, kind in _RECORD.items())
         }
 
     def record(self, key: str) -> Mapping[str, Any] | None:
@@ -212,7 +215,9 @@ class _Manifest:
     def begun(self, key: str) -> bool:
         """Whether the input's results are there or may be: then they may be replaced."""
         record = self._records.get(key)
-        return (record is not None and record["state"] == "done") or f"{WORK}/{key}" in self.there
+        # What a damaged record said nobody knows.
+        done = record["state"] == "done" if record else f"{_MANIFEST}/{key}.json" in self.there
+        return done or f"{WORK}/{key}" in self.there
 
     def why_again(self, record: Mapping[str, Any], now: Origin) -> str:
         """Why an input that is done must be done again; empty if it need not be."""
@@ -270,6 +275,16 @@ def _to_do(
                     summary.kept += 1
                     summary.failures += [(name, reason) for name, reason in record["problems"]]
                     continue
+                other = record["input"]
+                if (
+                    record["origin"].get("input") != now["input"]
+                    and _absolute(other) != _absolute(item.label)
+                    and not what.overwrite
+                ):
+                    raise OutputError(
+                        f"{item.label}: its results would replace those of {other}; pass --overwrite "
+                        "or choose another -o"
+                    )
                 again.setdefault(why, []).append(item.label)
             elif not manifest.begun(key) and not what.overwrite:
                 for name in results:
@@ -294,7 +309,11 @@ def _absolute(location: str) -> str:
 
 def _origin(how: EstimatorOptions, what: VideoOptions, item: Item) -> Origin | InputError:
     try:
-        return origin(how, what, item.locations)
+        found = origin(how, what, item.locations)
+        if item.is_set:
+            # Overlays of images are drawn when their chunk is computed.
+            found["drawn"] = {"overlay": "overlay" in what.save} | asdict(what.style)
+        return found
     except InputError as error:
         return error
 
@@ -425,7 +444,9 @@ def _conclude(
         found = job.done[-1]
         unread = {name for name, _ in found.problems} if item.is_set else set()
         readable = replace(item, files=tuple(file for file in item.files if file[1] not in unread))
-        found.name, found.files = item.label, results_of(readable, what.save)
+        # The folder of files a person is empty where nobody is seen, and a store keeps no empty folders.
+        kinds = [kind for kind in what.save if kind != "trc" or found.people]
+        found.name, found.files = item.label, results_of(readable, kinds)
         found.seconds = sum(s.seconds for s in job.done)
         found.problems = [
             (f"{item.label}/{name}" if item.is_set else item.label, reason) for name, reason in found.problems

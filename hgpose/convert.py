@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -84,6 +84,17 @@ def _open_source(path: Path) -> Source:
 def _without_pictures(results: Results, info: SourceInfo) -> Iterator[tuple[Frame, Poses]]:
     """Frames of the right size that show nothing and take no memory."""
     for found in results.frames:
+        name = PurePosixPath(found.name)
+        # Files are called by it.
+        if (
+            name.is_absolute()
+            or ".." in name.parts
+            or "\0" in found.name
+            or (info.fps is None and not name.name)
+        ):
+            raise InputError(
+                f"{results.path}: {found.name!r} is no name of an image in a folder; mend it or add --source"
+            )
         width, height = found.size_wh or (info.width, info.height)
         image = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
         yield Frame(image, found.index, found.time_s, found.name), found.poses

@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hgpose.errors import InputError, OptionsError
-from hgpose.places import file_system, is_uri, remote, shown
+from hgpose.places import as_path, file_system, is_uri, remote, shown
 from hgpose.sources.images import IMAGE_SUFFIXES, natural_key
 from hgpose.sources.video import VIDEO_SUFFIXES
 
@@ -65,7 +66,7 @@ def find_items(inputs: Sequence[str], out: str) -> tuple[list[Item], list[tuple[
     """
     finder = _Finder(out)
     found: dict[str, str] = {}
-    for given in inputs:
+    for given in map(as_path, inputs):
         files = finder.list_of(given) if _is_list(given) else finder.find(given, len(inputs) > 1)
         for location, name in files:
             found.setdefault(location, name)
@@ -73,7 +74,7 @@ def find_items(inputs: Sequence[str], out: str) -> tuple[list[Item], list[tuple[
 
 
 def _is_list(given: str) -> bool:
-    return PurePosixPath(given).suffix.lower() == _LIST_SUFFIX and (is_uri(given) or Path(given).is_file())
+    return PurePosixPath(given).suffix.lower() == _LIST_SUFFIX and (is_uri(given) or os.path.isfile(given))  # noqa: PTH113
 
 
 def _items(found: Iterable[_File], fail: Callable[[str, str], None]) -> list[Item]:
@@ -117,6 +118,7 @@ class _Finder:
 
     def find(self, given: str, several: bool) -> list[_File]:
         """The files of an input that is no list."""
+        given = as_path(given)
         if given == "-" or given.lower().startswith(("rtsp://", "rtsps://")):
             raise OptionsError(f"{shown(given)}: a stream is no part of a batch; use hgpose video")
         if not given:
@@ -128,6 +130,10 @@ class _Finder:
             files = self._remote(given, several) if is_uri(given) else self._local(given, several)
         except InputError as error:
             self.fail(given, str(error))
+            return []
+        except OSError as error:
+            # A name that is too long, a folder that may not be entered.
+            self.fail(given, f"{given}: cannot be read ({error.strerror}); check the name and its rights")
             return []
         if not files and len(self.failures) == before:
             self.fail(given, f"{shown(given)}: no video or image there")
@@ -180,7 +186,8 @@ class _Finder:
 
         def refuse(error: OSError) -> None:
             self.fail(
-                str(error.filename), f"{error.filename}: cannot be read ({error.strerror}); check its rights"
+                str(error.filename),
+                f"{error.filename}: cannot be read ({error.strerror}); check it and its rights",
             )
 
         files = []
@@ -190,7 +197,15 @@ class _Finder:
                 f for f in folders if not f.startswith(".") and (here / f).resolve() != results
             )
             for name in sorted(names):
-                if not name.startswith(".") and _wanted(name) and (here / name).is_file():
+                if name.startswith(".") or not _wanted(name):
+                    continue
+                try:
+                    regular = stat.S_ISREG((here / name).stat().st_mode)
+                except OSError as error:
+                    # For one, a link to what is not there.
+                    refuse(error)
+                    continue
+                if regular:
                     below = (here / name).relative_to(root).as_posix()
                     files.append((str(here / name), str(PurePosixPath(prefix, below))))
         return files

@@ -51,13 +51,17 @@ class KeypointSet:
 
     @cached_property
     def flip_order(self) -> tuple[int, ...]:
-        """K positions: where each keypoint is found after mirroring the image left to right."""
+        """K positions: where each keypoint is found after mirroring the image left to right.
+
+        One whose other side is not in the set stays where it is.
+        """
         swap = {"left_": "right_", "right_": "left_"}
         order = []
         for name in self.names:
             for side, other in swap.items():
                 if name.startswith(side):
-                    name = other + name.removeprefix(side)
+                    mirrored = other + name.removeprefix(side)
+                    name = mirrored if mirrored in self.names else name
                     break
             order.append(self.index(name))
         return tuple(order)

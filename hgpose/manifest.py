@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hgpose.options import EstimatorOptions, VideoOptions
@@ -22,14 +22,16 @@ _REVISION = 1
 
 
 def identity(locations: Sequence[str]) -> str:
-    """A name for the present state of some files: sizes and times, behind a URI what the store says.
+    """A name for the present state of some files: names, sizes and times; behind a URI what the store says.
+
+    Not the folder they lie in: that may be called by another path, or have moved.
 
     Raises:
         InputError: a store does not answer, or a file behind a URI is not there.
     """
     digest = hashlib.sha256()
     for location in locations:
-        digest.update(json.dumps([location, *_state(location)]).encode())
+        digest.update(json.dumps([PurePosixPath(location).name, *_state(location)]).encode())
     return digest.hexdigest()
 
 

@@ -28,6 +28,13 @@ def is_uri(location: str) -> bool:
     return _URI.match(location) is not None
 
 
+def as_path(location: str) -> str:
+    """``file:///folder`` as the path that it is; all else as it stands."""
+    if not location.startswith("file://"):
+        return location
+    return str(file_system(location)[1])
+
+
 def shown(location: str) -> str:
     """A path or URI as messages show it: without password and query."""
     return _SECRETS.sub("", location) if is_uri(location) else location

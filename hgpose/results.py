@@ -31,6 +31,8 @@ from hgpose.types import ModelInfo, Poses, SourceInfo
 T = TypeVar("T")
 
 _UNKNOWN_MODEL = ModelInfo("unknown", "")
+#: Numbers of frames and sizes of pictures are below this, as in the files that are written.
+_LARGEST = 2**31
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,20 @@ class ResultFrame:
     name: str
     size_wh: tuple[int, int] | None
     poses: Poses
+
+    def __post_init__(self) -> None:
+        _text(self.name)
+        if not isinstance(self.index, int) or not -1 <= self.index < _LARGEST:
+            raise ValueError(f"no number of a frame: {self.index!r}")
+        if not isinstance(self.time_s, int | float):
+            raise ValueError(f"no time: {self.time_s!r}")
+        if self.size_wh is not None:
+            _check_size(self.size_wh)
+
+
+def _check_size(size_wh: tuple[int, int]) -> None:
+    if not all(isinstance(length, int) and 0 <= length < _LARGEST for length in size_wh):
+        raise ValueError(f"no size of a picture: {size_wh}")
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read as CSV ({error})") from error
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"{path}: malformed ({type(error).__name__}: {error})") from error
 
 
@@ -210,25 +226,33 @@ _UNKNOWN = (
 
 
 def _header_set(header: dict[str, Any]) -> KeypointSet:
-    return _named_set(
-        header.get("keypoint_set", "unknown"), tuple(header["keypoints"]), header.get("skeleton", ())
-    )
+    names = tuple(map(_text, header["keypoints"]))
+    return _named_set(_text(header.get("keypoint_set", "unknown")), names, header.get("skeleton", ()))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"text expected, not {value!r}")
+    return value
 
 
 def _header_info(header: dict[str, Any]) -> SourceInfo | None:
     source = header.get("source")
     if source is None:
         return None
+    name, frames = _text(source["name"]), source.get("frames")
     if "fps_exact" not in source:
-        return SourceInfo(source["name"], 0, 0, None, source.get("frames"))
-    return SourceInfo(
-        source["name"], source["width"], source["height"], Fraction(source["fps_exact"]), source.get("frames")
-    )
+        return SourceInfo(name, 0, 0, None, frames)
+    size_wh, fps = (source["width"], source["height"]), Fraction(_text(source["fps_exact"]))
+    _check_size(size_wh)
+    if fps <= 0:
+        raise ValueError(f"no frame rate: {fps}")
+    return SourceInfo(name, *size_wh, fps, frames)
 
 
 def _header_model(header: dict[str, Any]) -> ModelInfo:
     model = header.get("model")
-    return ModelInfo(**model) if model else _UNKNOWN_MODEL
+    return ModelInfo(*(_text(model[key]) for key in ("name", "sha256"))) if model else _UNKNOWN_MODEL
 
 
 def _hgpose_frame(frame: dict[str, Any], keypoint_set: KeypointSet) -> ResultFrame:

@@ -118,7 +118,7 @@ def result_sinks(item: Item, kinds: Iterable[str], root: Path, what: Run) -> lis
 def _dataset_part(item: Item) -> str:
     """Its place in a data set that is partitioned by source, as Hive does it."""
     parent = PurePosixPath(item.name).parent
-    source = item.source if item.is_set else str(parent / item.source)
+    source = str(parent if item.is_set else parent / item.source)
     text = os.fsencode(source).decode("utf-8", "replace")
     name = "".join(c if c.isalnum() or c in " !(),-._~" else quote(c, safe="") for c in text)
     if len(name.encode()) > _NAME_BYTES:

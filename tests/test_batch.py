@@ -174,6 +174,16 @@ def test_the_data_set_is_one_to_other_programs(done: Path) -> None:
     ]
 
 
+def test_images_beside_a_folder_called_images(tmp_path: Path, how: EstimatorOptions) -> None:
+    write_images(tmp_path / "in", 1)
+    write_images(tmp_path / "in" / "images", 2)
+    what = replace(WHAT, save=("parquet",))
+    summary = process_batch([str(tmp_path / "in")], tmp_path / "out", how, what, BatchOptions(1))
+    assert summary.failures == []
+    found = pyarrow.dataset.dataset(tmp_path / "out" / "keypoints.parquet", partitioning="hive").to_table()
+    assert sorted(found["source"].to_pylist()) == [".", "images", "images"]
+
+
 def test_an_untracked_batch_is_the_same_too(tree: Path, how: EstimatorOptions, tmp_path: Path) -> None:
     untracked = replace(how, track=False, batch=7)
     what = replace(WHAT, save=("csv",))
@@ -232,17 +242,29 @@ def test_what_is_gone_is_done_again(tree: Path, again: Path, how: EstimatorOptio
     assert stamps(again)["long.csv"] == before["long.csv"]
 
 
+def test_where_nobody_is_seen_all_is_whole(tmp_path: Path, how: EstimatorOptions) -> None:
+    write_images(tmp_path / "in", 2)
+    nobody, what = replace(how, min_person_score=1), replace(WHAT, save=("trc", "csv"))
+    for kept in (0, 1):
+        summary = process_batch([str(tmp_path / "in")], tmp_path / "out", nobody, what, BatchOptions(1))
+        assert summary.kept == kept
+
+
 def test_an_input_that_changed_is_done_again(
     tree: Path, again: Path, how: EstimatorOptions, tmp_path: Path
 ) -> None:
+    # By another path it is the same.
     changed = shutil.copytree(tree, tmp_path / "tree")
-    summary, notes = rerun(changed, again, how)
-    assert summary.kept == 0 and notes == ["4 inputs: done again, as another input"]
+    summary, _ = rerun(changed, again, how)
+    assert summary.kept == 4
+    shutil.rmtree(again)
+    rerun(changed, again, how)
     write_clip(changed / "deep" / "er" / "short clip.mov", frames=7)
     # Another image in a folder: the folder is done again.
     write_images(changed / "photos" / "café [1] 片", 3)
-    summary, _ = rerun(changed, again, how)
+    summary, notes = rerun(changed, again, how)
     assert [s.frames for s in summary.summaries] == [7, 3] and summary.kept == 2
+    assert notes == ["2 of 4 inputs are done already", "2 inputs: done again, as another input"]
 
 
 def test_other_options_and_weights_are_noticed(
@@ -266,6 +288,54 @@ def test_other_options_and_weights_are_noticed(
     # What changes keypoints is said first; what changes files alone would be, too.
     assert "lost_s was 0.2, is 0.3" in said_last
     assert "black was True, is False" in said(replace(other, lost_s=0.3), replace(WHAT, save=("csv",)))
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"state": "done", ', b"[]", b'{"state": "done", "files": 3}'])
+def test_a_damaged_record_is_of_what_is_done_again(
+    damage: bytes, tree: Path, again: Path, how: EstimatorOptions, done: Path
+) -> None:
+    records = again / HIDDEN / "manifest"
+    damaged = next(path for path in records.iterdir() if "er/short clip.mov" in path.read_text())
+    damaged.write_bytes(damage)
+    summary, _ = rerun(tree, again, how)
+    assert (summary.kept, len(summary.summaries), summary.failures) == (3, 1, [])
+    assert files(again) == files(done)
+
+
+@pytest.mark.parametrize("style", [Style(), Style(black=True)])
+def test_interrupted_and_drawn_otherwise_all_is_drawn_so(
+    style: Style, tmp_path: Path, how: EstimatorOptions
+) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def report(progress: BatchProgress) -> None:
+        if progress.tasks_done:
+            raise Interrupted
+
+    write_images(tmp_path / "in", 66)
+    first = replace(WHAT, save=("csv",) if style == Style() else ("csv", "overlay"))
+    what = replace(WHAT, save=("csv", "overlay"), style=style)
+    with pytest.raises(Interrupted):
+        process_batch([str(tmp_path / "in")], tmp_path / "out", how, first, BatchOptions(1), report)
+    for out in ("out", "anew"):
+        summary = process_batch([str(tmp_path / "in")], tmp_path / out, how, what, BatchOptions(1))
+        assert summary.failures == [] and len(summary.summaries) == 1
+    assert files(tmp_path / "out") == files(tmp_path / "anew")
+
+
+def test_another_folder_does_not_replace_results(tmp_path: Path, how: EstimatorOptions) -> None:
+    write_images(tmp_path / "monday" / "photos", 1)
+    write_images(tmp_path / "tuesday" / "photos", 2)
+    what, out = replace(WHAT, save=("csv",)), tmp_path / "out"
+    process_batch([str(tmp_path / "monday")], out, how, what, BatchOptions(1))
+    before = files(out)
+    summary = process_batch([str(tmp_path / "tuesday")], out, how, what, BatchOptions(1))
+    assert "would replace those of" in summary.failures[0][1]
+    assert files(out)["photos/keypoints.csv"] == before["photos/keypoints.csv"]
+    what = replace(what, overwrite=True)
+    summary = process_batch([str(tmp_path / "tuesday")], out, how, what, BatchOptions(1))
+    assert summary.failures == [] and summary.summaries[0].frames == 2
 
 
 # ---- what goes wrong ----
@@ -537,6 +607,17 @@ def test_a_store_behind_a_uri(tree: Path, how: EstimatorOptions, done: Path, tmp
         assert table.num_rows == 150 + 9 + 70 + 2
 
 
+def test_file_uris_are_paths(tmp_path: Path, how: EstimatorOptions) -> None:
+    write_images(tmp_path / "in put", 2)
+    (tmp_path / "list.txt").write_text(f"file://{tmp_path}/in put/img0.png\n")
+    what = replace(WHAT, save=("csv",))
+    for given in (f"file://{tmp_path}/in put", f"file://{tmp_path}/list.txt"):
+        out = tmp_path / str(len(given))
+        summary = process_batch([given], f"file://{out}", how, what, BatchOptions(1))
+        assert summary.failures == [] and (out / HIDDEN / "lock").exists()
+        assert (out / "keypoints.csv").exists()
+
+
 def test_a_scheme_nobody_knows_is_wrong_usage(tmp_path: Path, how: EstimatorOptions) -> None:
     with pytest.raises(OptionsError, match="nowhere"):
         process_batch(["nowhere://bucket/in"], tmp_path, how, WHAT)
@@ -573,6 +654,8 @@ def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found_in(["out"]) == ({"x": ["x.mp4"]}, []), "unless they are named"
     assert found_in(["gone", "b/c/*.mp4", "a/x.mp4", "a/x.mp4"]) == ({"x": ["x.mp4"]}, ["gone", "b/c/*.mp4"])
     assert found_in([""]) == ({}, [""])
+    long = "n" * 300
+    assert found_in([long, f"{long}.txt", f"b/{long}/*"]) == ({}, [long, f"{long}.txt", f"b/{long}/*"])
     for name in ("c/img2.JPG", "c/x.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -590,6 +673,11 @@ def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     (tmp_path / "one.txt").write_text("b/c/img10.jpg")
     assert found_in(["one.txt"]) == ({"keypoints": ["img10.jpg"]}, [])
+    links = tmp_path / "links"
+    links.mkdir()
+    for name, target in (("gone.mp4", "x"), ("round.png", "round.png"), ("b", ".."), ("a.mp4", "../a/x.mp4")):
+        (links / name).symlink_to(target)
+    assert found_in(["links"]) == ({"a": ["a.mp4"]}, ["links/gone.mp4", "links/round.png"])
     (tmp_path / "empty.txt").write_text("\n")
     assert found_in(["empty.txt"]) == ({}, ["empty.txt"])
 

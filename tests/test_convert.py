@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -253,6 +254,49 @@ def test_broken_results(tmp_path: Path, name: str, content: str | None, message:
     with pytest.raises(InputError, match=message) as error, open_results(given) as results:
         list(results.frames)
     assert str(given) in str(error.value)
+
+
+WRONG: list[tuple[SourceInfo, tuple[str | int, ...], Any]] = [
+    (VIDEO, ("source", "name"), 1.5),
+    (VIDEO, ("source", "width"), -1),
+    (VIDEO, ("source", "height"), None),
+    (VIDEO, ("source", "fps_exact"), "0"),
+    (VIDEO, ("model", "name"), None),
+    (VIDEO, ("keypoints", 0), None),
+    (VIDEO, ("frames", 0, "frame"), 1.5),
+    (VIDEO, ("frames", 0, "frame"), 10**30),
+    (VIDEO, ("frames", 0, "time_s"), None),
+    (VIDEO, ("frames", 1, "people", 0, "id"), 10**30),
+    (IMAGES, ("frames", 0, "width"), "x"),
+    (IMAGES, ("frames", 0, "name"), None),
+    (IMAGES, ("frames", 0, "name"), ""),
+    (IMAGES, ("frames", 0, "name"), "/tmp/x.png"),
+    (IMAGES, ("frames", 0, "name"), "../../x.png"),
+]
+
+
+@pytest.mark.parametrize(("info", "place", "value"), WRONG)
+def test_what_cannot_be_is_malformed(
+    info: SourceInfo, place: tuple[str | int, ...], value: Any, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "json", EACH, info)
+    document = json.loads(path.read_text())
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        convert(path, tmp_path / "out", [kind for kind in SINKS if kind != "overlay"])
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_a_table_with_one_side_only(tmp_path: Path, clip: Path) -> None:
+    table = tmp_path / "wrist.csv"
+    head = "frame,time_s,person,score,x1,y1,x2,y2,left_wrist_x,left_wrist_y,left_wrist_score"
+    table.write_text(f"{head}\n0,0,1,0.5,1,1,9,9,5,5,0.5\n")
+    (made,) = convert(table, tmp_path / "out", ["yolo"], clip)
+    assert "flip_idx: [0]" in (made / "data.yaml").read_text()
 
 
 def test_another_keypoint_set(tmp_path: Path) -> None:

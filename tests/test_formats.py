@@ -326,6 +326,15 @@ def test_trc_by_an_independent_parser(tmp_path: Path) -> None:
     assert np.isnan(points[4, 2]).all() and np.isfinite(np.delete(points[:, 2], 4, axis=0)).all()
 
 
+def test_trc_of_every_third_frame(tmp_path: Path) -> None:
+    (path,) = write(tmp_path, "trc", [make_poses(1, 1, ids=[1])] * 3, every=3).iterdir()
+    trc = read_trc(path)
+    assert trc["DataRate"] == pytest.approx(10000 / 1001) and trc["OrigDataRate"] == pytest.approx(
+        30000 / 1001
+    )
+    assert trc["Time"][1] - trc["Time"][0] == pytest.approx(1 / trc["DataRate"], abs=1e-5)
+
+
 def test_people_without_ids_are_told_apart_by_their_place(tmp_path: Path) -> None:
     each = [make_poses(n, n, ids=[-1] * n) for n in (2, 1)]
     assert len(list(write(tmp_path, "trc", each).iterdir())) == 2

@@ -31,12 +31,15 @@ class TrcSink(FolderSink):
     Markers are the keypoints in px, x right, y *down*, z 0; between, where the person is not seen, and for
     what is not finite, NaN. ``Frame#`` counts from 1. NN is the id, or the place in the frame, from 1,
     where nobody follows people. An image set counts as one frame a second.
+    DataRate is that of the rows, OrigDataRate that of the source.
     """
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
         with super()._opened(), Spool(self.path, len(self._run.keypoint_set)) as self._spool:
             self._spans: dict[int, _Span] = {}
+            self._index: int | None = None
+            self._every: int | None = None
             yield
             with output_errors(self.path), ExitStack() as files:
                 self._write_people(files)
@@ -44,6 +47,11 @@ class TrcSink(FolderSink):
     def write(self, frame: Frame, poses: Poses) -> None:
         """Adds one frame; see :meth:`FileSink.write`."""
         row = self._spool.frame_count
+        # Of an image set, a gap is an image that could not be read.
+        if self._index is not None and not self._run.is_image_set:
+            step = max(frame.index - self._index, 1)
+            self._every = min(self._every or step, step)
+        self._index = frame.index
         for number in self._spool.add(frame, poses):
             self._spans.setdefault(number, _Span(row, row)).last = row
 
@@ -71,9 +79,10 @@ class TrcSink(FolderSink):
 
     def _header(self, name: str, span: _Span) -> str:
         names = self._run.keypoint_set.names
-        rate = str(float(self._run.info.fps or 1))
+        original = self._run.info.fps or 1
+        rate = str(float(original / (self._every or 1)))
         rows = str(span.last - span.first + 1)
-        values = [rate, rate, rows, str(len(names)), "px", rate, "1", rows]
+        values = [rate, rate, rows, str(len(names)), "px", str(float(original)), "1", rows]
         lines = [
             # A line's end inside a file's name would end the line.
             ["PathFileType", "4", "(X/Y/Z)", " ".join(name.split())],
