@@ -91,14 +91,15 @@ def load_truth(path: Path, keypoint_set: KeypointSet) -> list[TrueFrame]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        order = keypoint_set.order_from(tuple(document["categories"][0]["keypoints"]))
+        names = tuple(document["categories"][0]["keypoints"])
+        order = keypoint_set.order_from(names)
         people: dict[int, list[Any]] = {image["id"]: [] for image in document["images"]}
         for annotation in document["annotations"]:
             people[annotation["image_id"]].append(annotation)
         frames = []
         for image in sorted(document["images"], key=lambda image: image["id"]):
             here = people[image["id"]]
-            joints = np.array([a["keypoints"] for a in here], np.float64).reshape(len(here), -1, 3)
+            joints = np.array([a["keypoints"] for a in here], np.float64).reshape(len(here), len(names), 3)
             low_wh = np.array([a["bbox"] for a in here], np.float32).reshape(-1, 4)
             outlines = np.concatenate([low_wh[:, :2], low_wh[:, :2] + low_wh[:, 2:]], axis=1)
             boxes = [
