@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
-from hgpose.errors import InputError
 from hgpose.estimate import Estimator
 from hgpose.follow import Finished, Follower
 from hgpose.options import VideoOptions
@@ -20,6 +19,8 @@ from hgpose.sources.video import VideoSource
 
 #: Frames kept in memory to be drawn and written again and again.
 _KEPT = 48
+#: Frames that are found and followed before anything is measured.
+_WARM_UP = 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ def _rate(frames: Iterable[object], seconds: float) -> float:
 
 
 def benchmark(video: Path, estimator: Estimator, options: VideoOptions, seconds: float = 8.0) -> Benchmark:
-    """Measures a video's stages one after the other, then the pipeline over the whole video.
+    """Measures a video's stages one after the other, then the pipeline.
+
+    Finding and following people is measured on the frames that it manages within the time, from the
+    first one on, and the pipeline on the same ones: some frames show more people than others.
 
     Args:
         video: a file.
@@ -72,11 +76,14 @@ def benchmark(video: Path, estimator: Estimator, options: VideoOptions, seconds:
         seconds: at most so long a stage.
 
     Raises:
-        InputError: the video cannot be opened or is no longer than a batch.
+        InputError: the video cannot be opened.
     """
     with VideoSource(video) as source:
+        # Nothing is at its usual speed from the start.
+        Follower(estimator, options.detect_every, source.info.fps).push(list(islice(source, _WARM_UP)))
+    with VideoSource(video) as source:
         decode, info = _rate(source, seconds), source.info
-    rate, followed, detector, pose = _follow(video, estimator, options.detect_every, seconds)
+    rate, followed, detector, pose, end_s = _follow(video, estimator, options.detect_every, seconds)
     stages = {"decode": decode, "find and follow people": rate}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         run = Run(info, estimator.model, estimator.keypoint_set, options.style)
@@ -92,40 +99,36 @@ def benchmark(video: Path, estimator: Estimator, options: VideoOptions, seconds:
 
         stages["draw and write"] = _rate(written(), seconds)
     with tempfile.TemporaryDirectory() as folder:
-        summary = process_video(video, folder, estimator, options)
+        summary = process_video(video, folder, estimator, replace(options, end_s=end_s))
     mean = sum(len(poses) for _, poses in followed) / len(followed)
     return Benchmark(stages, summary.frames / summary.seconds, detector, pose, mean)
 
 
 def _follow(
     video: Path, estimator: Estimator, detect_every: int, seconds: float
-) -> tuple[float, Finished, float, float]:
-    """Finds and follows people frame by frame, nothing beside it, as the pipeline does.
+) -> tuple[float, Finished, float, float, float | None]:
+    """Finds and follows people, nothing beside it, as the pipeline does.
 
     Returns:
-        frames a second, without the time to decode them; the first frames with their people; and the shares
-        of that time in the detector and in the pose network.
-
-    Raises:
-        InputError: the video is too short.
+        frames a second, without the time to decode them; the first frames with their people; the shares
+        of that time in the detector and in the pose network; and where the frames that it took end,
+        seconds, ``None`` for the end of the video.
     """
-    batch = estimator.options.batch
-    # The first batch warms up.
-    count, spent_s, warm_s, kept = -batch, 0.0, (0.0, 0.0), Finished()
+    count, spent_s, kept, end_s = 0, 0.0, Finished(), None
     with VideoSource(video) as source:
         follower = Follower(estimator, detect_every, source.info.fps)
         frames = iter(source)
-        while spent_s < seconds and (batch_frames := list(islice(frames, batch))):
+        first_s = 0.0
+        while batch_frames := list(islice(frames, estimator.options.batch)):
+            if not count:
+                first_s = batch_frames[0].time_s
+            if spent_s >= seconds:
+                end_s = batch_frames[0].time_s - first_s
+                break
             started = time.perf_counter()
             finished = follower.push(batch_frames)
-            took_s = time.perf_counter() - started
-            if count < 0:
-                took_s, warm_s = 0.0, (follower.detector_s, follower.pose_s)
-            spent_s += took_s
+            spent_s += time.perf_counter() - started
             count += len(batch_frames)
             kept += finished[: _KEPT - len(kept)]
     kept += follower.flush()[: _KEPT - len(kept)]
-    if count <= 0:
-        raise InputError(f"{video}: too short to measure; give one of more than {batch} frames")
-    detector_s, pose_s = follower.detector_s - warm_s[0], follower.pose_s - warm_s[1]
-    return count / spent_s, kept, detector_s / spent_s, pose_s / spent_s
+    return count / spent_s, kept, follower.detector_s / spent_s, follower.pose_s / spent_s, end_s

@@ -73,7 +73,7 @@ def bench(
     ] = _V.detect_every,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, max=3600, help="At most so long a stage.")
-    ] = 8.0,
+    ] = 15.0,
 ) -> None:
     """Measure each stage alone and the pipeline, in frames a second."""
     from rich.console import Console
