@@ -98,6 +98,7 @@ WRONG = [
     (["--detector", "psychic"], "--detector"),
     (["--detector", "boxes:"], "--detector"),
     (["--batch", "0"], "--batch"),
+    (["--batch", "100000000"], "--batch"),
     (["--threshold", "2"], "--threshold"),
     (["--threshold", "nan"], "--threshold"),
     (["--line-width", "0"], "--line-width"),
