@@ -297,6 +297,30 @@ def test_a_video_from_a_url(hgpose_command: Hgpose, tmp_path: Path) -> None:
     assert files(tmp_path / "out") == {"clip.mp4", "clip.csv", "clip.json"}
 
 
+# ---- standard output that takes nothing ----
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["schema"], ["weights", "list"]], ids=" ".join)
+@pytest.mark.parametrize("closed", [False, True], ids=["full", "closed pipe"])
+def test_what_cannot_be_printed_is_one_line_and_exit_1(arguments: list[str], closed: bool) -> None:
+    if closed:
+        reader, out = os.pipe()
+        os.close(reader)
+    else:
+        out = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(
+        [sys.executable, "-m", "hgpose", *arguments],
+        stdout=out, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    os.close(out)
+    assert done.returncode == 1
+    if closed:
+        assert done.stderr == ""
+    else:
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: cannot write to standard output: No space left")
+
+
 # ---- Ctrl-C, and SIGTERM ----
 
 

@@ -5,8 +5,12 @@ Whatever is slow to import is imported inside the commands, so that ``--help`` a
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -14,7 +18,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from hgpose.cli import batch, convert, evaluate, process, tools, train, webcam, weights
-from hgpose.errors import HgposeError, OptionsError
+from hgpose.errors import HgposeError, OptionsError, OutputError
 
 
 class _Commands(TyperGroup):
@@ -30,6 +34,41 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as interrupt:
             Console(stderr=True).print("stopped")
             raise typer.Exit(130) from interrupt
+
+
+class _Stdout(io.TextIOWrapper):
+    """Standard output that cannot be written to is an error like that of any other file."""
+
+    @classmethod
+    def instead_of(cls, stdout: io.TextIOWrapper) -> _Stdout:
+        """Takes the place of ``stdout``, which cannot be used any more."""
+        encoding, errors, by_line = stdout.encoding, stdout.errors, stdout.line_buffering
+        return cls(stdout.detach(), encoding, errors, line_buffering=by_line)
+
+    def write(self, text: str) -> int:
+        """As of any text file, but for its errors."""
+        with self._errors():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """As of any text file, but for its errors."""
+        with self._errors():
+            super().flush()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # What waits in the buffer would be tried again at the end of the program.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if isinstance(error, BrokenPipeError):
+                # Whoever reads a pipe and closes it has seen enough.
+                raise SystemExit(1) from error
+            reason = error.strerror or str(error)
+            raise OutputError(
+                f"cannot write to standard output: {reason}; make room or send it elsewhere"
+            ) from error
 
 
 app = typer.Typer(
@@ -60,4 +99,15 @@ def main() -> None:
     """Entry point of ``hgpose``."""
     # Unwound as by Ctrl-C, so that a run that is told to end leaves no unfinished files.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    app()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _Stdout.instead_of(sys.stdout)
+    try:
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except HgposeError as error:
+        # What no command has answered: help, and what waits in the buffer.
+        process.print_error(Console(stderr=True), str(error))
+        sys.exit(1)
