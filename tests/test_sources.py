@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from media import file_server, grey, mjpeg_server, picture, write_clip
+from media import answering_server, file_server, grey, mjpeg_server, picture, write_clip
 from PIL import Image
 
 from hgpose.errors import InputError, OptionsError
@@ -370,6 +371,47 @@ def test_video_dead_url() -> None:
     ):
         pass
     assert "secret" not in str(caught.value)
+
+
+ANSWERS = {
+    401: r"password.*http://USER:PASSWORD@HOST/",
+    403: r"refuses it \(403",
+    404: r"no such file \(404.*check the address",
+    410: r"\(4xx\); check the address",
+    429: r"try again later",
+    503: r"try again later",
+    200: r"is no video",
+}
+
+
+@pytest.mark.parametrize("status", ANSWERS)
+def test_video_that_a_server_does_not_give(status: int) -> None:
+    with (
+        answering_server(status, b"<html>please log in</html>", 26) as url,
+        pytest.raises(InputError, match=rf"127\.0\.0\.1/a\.mp4: .*{ANSWERS[status]}"),
+        VideoSource(f"{url}/a.mp4"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("suffix", "sent", "told", "damage"),
+    [
+        (".mkv", 1.0, False, None),
+        (".ts", 1.0, False, "had not said where"),
+        (".mkv", 0.6, False, "the connection broke off; .*cut short"),
+        (".ts", 0.6, True, "the connection broke off"),
+    ],
+)
+def test_video_from_a_server_that_ends(
+    suffix: str, sent: float, told: bool, damage: str | None, tmp_path: Path
+) -> None:
+    data = write_clip(tmp_path / f"a{suffix}", frames=100).read_bytes()
+    body = data[: round(len(data) * sent)]
+    with answering_server(200, body, len(data) if told else None) as url:
+        frames, source = read(VideoSource(f"{url}/a{suffix}"))
+    assert len(frames) == 100 if sent == 1 else 20 < len(frames) < 80
+    assert source.damage is None if damage is None else re.search(damage, source.damage or "")
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".avi", ".flv"])

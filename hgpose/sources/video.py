@@ -7,7 +7,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -41,6 +41,27 @@ _PROTOCOLS = {
 }
 _URL = re.compile(rf"({'|'.join(_PROTOCOLS)})://", re.IGNORECASE)
 _NETWORK_TIMEOUT_S = 10.0
+#: What it means that a stream cannot be opened, and what to do; the first kind that fits says it.
+_NO_STREAM: tuple[tuple[type[BaseException], str], ...] = (
+    (
+        av.HTTPUnauthorizedError,
+        "the server asks for a user and password (401); put them into the URL, as http://USER:PASSWORD@HOST/",
+    ),
+    (
+        av.HTTPForbiddenError,
+        "the server refuses it (403 Forbidden); check that it may be read without logging in",
+    ),
+    (av.HTTPNotFoundError, "the server has no such file (404 Not Found); check the address"),
+    (av.HTTPTooManyRequestsError, "the server gets too many requests (429); try again later"),
+    (av.HTTPClientError, "the server does not accept the request (4xx); check the address"),
+    (av.HTTPServerError, "the server failed (5xx); try again later"),
+    (
+        av.InvalidDataError,
+        "what the server sends is no video, or ends before it is one; see in a browser what is there",
+    ),
+    (ConnectionRefusedError, "nothing answers there (connection refused); check host, port and server"),
+    (OSError, "no such host, or what it sends is no video; check the address in a browser"),
+)
 #: A container's declared duration is trusted no closer than this.
 _DURATION_SLACK_S = 0.5
 _FALLBACK_FPS = Fraction(25)
@@ -211,6 +232,7 @@ class VideoSource:
     def _open(self, resources: ExitStack) -> tuple[InputContainer, str, Path | None]:
         location = self._location
         url = _URL.match(location) if isinstance(location, str) else None
+        self._is_url = url is not None
         try:
             if url and isinstance(location, str):
                 parts = urlsplit(location)
@@ -241,13 +263,15 @@ class VideoSource:
                     file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace"
                 )
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise InputError(_why_not(str(location) if path else name, error)) from error
+            why = _why_no_stream(name, error) if url else _why_not(str(location) if path else name, error)
+            raise InputError(why) from error
         return resources.enter_context(container), name, path
 
     def _decode(self, container: InputContainer, stream: av.VideoStream) -> Generator[av.VideoFrame]:
         """All frames that can be decoded, in display order; notes what goes wrong."""
         last_dts: int | None = None
         reached_s = 0.0
+        failure: Exception | None = None
         try:
             # All streams are read, as only together they tell where the file ends.
             for packet in container.demux():
@@ -267,14 +291,31 @@ class VideoSource:
                     self._problems["a frame is damaged"] += 1
                 yield from frames
         except (av.FFmpegError, OSError) as error:
-            self._problems[f"reading failed: {_reason(error)}"] += 1
+            failure = error
+            # After an end that is one the decoder gives out what it has held back.
+            with suppress(av.FFmpegError):
+                yield from stream.decode(None)
         entries = len(stream.index_entries)
         indexed = stream.index_entries[entries - 1].timestamp if entries else None
         missing_s = ((container.start_time or 0) + (container.duration or 0)) / av.time_base - reached_s
-        if (
+        cut = (
             indexed is not None and last_dts is not None and indexed > last_dts
-        ) or missing_s > _DURATION_SLACK_S:
+        ) or missing_s > _DURATION_SLACK_S
+        if failure is not None and (problem := self._why_ended(container, failure, cut)):
+            self._problems[problem] += 1
+        if cut:
             self._problems["cut short: it ends before the end that it declares"] += 1
+
+    def _why_ended(self, container: InputContainer, failure: Exception, cut: bool) -> str | None:
+        """What it means that no more could be read; ``None`` if it is nothing to worry about."""
+        if not self._is_url or isinstance(failure, av.ExitError):
+            return f"reading failed: {_reason(failure)}"
+        if cut or container.size > 0:
+            return "the connection broke off; run it again"
+        # A server that tells no length ends a whole file so, too; ffmpeg takes it for an error.
+        if container.duration:
+            return None
+        return "the connection ended, and the server had not said where: check that the end is there"
 
     def _select(
         self, decoded: Iterable[av.VideoFrame], display: _Display, fps: Fraction, timed: bool
@@ -304,6 +345,13 @@ class VideoSource:
 def _why_not(location: str, error: Exception) -> str:
     why = _reason(error)
     return f"{location}: cannot be opened as a video ({why}); check the name and that it plays in a player"
+
+
+def _why_no_stream(name: str, error: Exception) -> str:
+    for kind, what in _NO_STREAM:
+        if isinstance(error, kind):
+            return f"{name}: {what}"
+    return f"{name}: cannot be opened ({_reason(error)}); check the address and that the server runs"
 
 
 def _reason(error: Exception) -> str:
