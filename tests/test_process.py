@@ -29,10 +29,11 @@ from hgpose.models import build_model
 from hgpose.options import EstimatorOptions, VideoOptions
 from hgpose.pipeline import Summary
 from hgpose.process import find_videos, output_stem, process_images, process_video, process_videos
+from hgpose.sinks import SINKS, Run
 from hgpose.sinks.record import people, seconds
 from hgpose.sources.images import find_images, read_image
 from hgpose.sources.video import VideoSource
-from hgpose.types import Detections, Frame, Poses
+from hgpose.types import Detections, Frame, Poses, SourceInfo
 from hgpose.weights import Card, save_weights
 
 NTSC = Fraction(30000, 1001)
@@ -306,6 +307,29 @@ def test_of_a_damaged_video_what_was_decoded_is_kept(tmp_path: Path, blind: Esti
     assert len(read_csv(tmp_path / "out" / "cut.csv")) == summary.frames
     assert len(read_json(tmp_path / "out" / "cut.json")["frames"]) == summary.frames
     assert len(decoded(tmp_path / "out" / "cut.mp4")) == summary.frames
+
+
+def test_a_clock_that_jumps_makes_no_file_long(tmp_path: Path, blind: Estimator) -> None:
+    times = [Fraction(n + (25_000_000 if n >= 10 else 0), 25) for n in range(20)]
+    clip = write_clip(tmp_path / "jump.mkv", times_s=times)
+    summary = process_video(clip, tmp_path / "out", blind)
+    assert summary.frames == 20 and summary.damage is not None and "hours" in summary.damage
+    written = [float(frame.time or 0) for frame in decoded(tmp_path / "out" / "jump.mp4")]
+    assert written == pytest.approx([n / 25 for n in range(20)], abs=1e-3)
+    read = [float(row["time_s"]) for row in read_csv(tmp_path / "out" / "jump.csv")]
+    assert read == pytest.approx(written, abs=1e-3)
+
+
+@pytest.mark.parametrize("codec_ticks", [90_000, 10**9])
+def test_hours_between_two_frames_are_kept(codec_ticks: int, tmp_path: Path, blind: Estimator) -> None:
+    """Whatever the source's time base: MP4 has 31 bits for the ticks between two frames."""
+    times = [Fraction(n, 25) + (n >= 5) * 14_000 for n in range(10)]
+    info = SourceInfo("a", 64, 48, Fraction(25), time_base=Fraction(1, codec_ticks))
+    path = tmp_path / "a.mp4"
+    with SINKS["overlay"](tmp_path, "a", Run(info, blind.model, blind.keypoint_set)) as sink:
+        for index, time_s in enumerate(times):
+            sink.write(Frame(picture(index, 64, 48), index, float(time_s)), Poses.empty(blind.keypoint_set))
+    assert [float(f.time or 0) for f in decoded(path)] == pytest.approx([*map(float, times)], abs=1e-3)
 
 
 def test_a_part_without_frames_is_an_error(tmp_path: Path, blind: Estimator) -> None:

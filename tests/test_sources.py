@@ -29,7 +29,7 @@ from hgpose.sources import Source, video
 from hgpose.sources.camera import CameraSource
 from hgpose.sources.images import ImageSource, find_images, read_image
 from hgpose.sources.video import VideoSource
-from hgpose.types import Frame
+from hgpose.types import LONGEST_GAP_S, Frame
 
 #: Lossy coding at high quality moves a flat colour by this much at most.
 COLOUR_TOLERANCE = 12
@@ -211,6 +211,32 @@ def test_video_pixels_are_made_square(
     frames, source = read(VideoSource(clip))
     assert (source.info.width, source.info.height) == shown_wh
     assert_shows(frames[0].image, np.rot90(picture(0, *shown_wh[:: -1 if rotation else 1]), rotation // 90))
+
+
+@pytest.mark.parametrize("jump_s", [10_000, 1_000_000])
+def test_video_clock_that_jumps(jump_s: int, tmp_path: Path) -> None:
+    times = [Fraction(n + (jump_s * 25 if n >= 10 else 0), 25) for n in range(20) if n != 15]
+    frames, source = read(VideoSource(write_clip(tmp_path / "a.mkv", times_s=times)))
+    kept = jump_s < LONGEST_GAP_S
+    assert (source.damage is None) == kept
+    # Hours between two frames may be; days are damage, and the frames after it keep their distance.
+    expected = [float(t) if kept else float(t % jump_s) for t in times]
+    assert [f.time_s for f in frames] == pytest.approx(expected, abs=1e-3)
+
+
+def test_video_clock_that_jumps_back(tmp_path: Path) -> None:
+    pieces = []
+    for start_s in (0, 40_000, 2):
+        times = [start_s + Fraction(n, 25) for n in range(25)]
+        pieces.append(write_clip(tmp_path / "piece.ts", times_s=times).read_bytes())
+    (tmp_path / "a.ts").write_bytes(b"".join(pieces))
+    frames, source = read(VideoSource(tmp_path / "a.ts"))
+    assert source.damage is not None and "hours after the one before" in source.damage
+    times_s = np.array([f.time_s for f in frames]) - frames[0].time_s
+    assert len(times_s) == 75
+    assert np.diff(times_s).min() > 0
+    # The third piece has its own times again.
+    np.testing.assert_allclose(times_s[50:], 2 + np.arange(25) / 25, atol=1e-3)
 
 
 def test_video_info(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from av.sidedata.sidedata import SideDataContainer
 from numpy.typing import NDArray
 
 from hgpose.errors import InputError, OptionsError
-from hgpose.types import Frame, SourceInfo
+from hgpose.types import LONGEST_GAP_S, Frame, SourceInfo
 
 #: What counts as a video inside a folder. A file given by name is tried whatever its suffix.
 VIDEO_SUFFIXES = frozenset(
@@ -65,6 +65,7 @@ _NO_STREAM: tuple[tuple[type[BaseException], str], ...] = (
 #: A container's declared duration is trusted no closer than this.
 _DURATION_SLACK_S = 0.5
 _FALLBACK_FPS = Fraction(25)
+_LONGEST_GAP_H = LONGEST_GAP_S // 3600
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,9 @@ class VideoSource:
     """A video as a player shows it: turned by its rotation metadata, with square pixels.
 
     The frame rate is the container's, exact; each frame has the container's own timestamp. A frame
-    without one, or with one before its predecessor's, comes 1 / fps after its predecessor. If the
-    picture size changes on the way, later frames are scaled to the first one's.
+    without one, or with one before its predecessor's, comes 1 / fps after its predecessor, as does one
+    that is :data:`~hgpose.types.LONGEST_GAP_S` late: then the file is damaged, and the frames after it
+    keep their distance. If the picture size changes on the way, later frames are scaled to the first one's.
 
     Skipped frames are decoded all the same, so ``Frame.index`` always counts from the first frame of
     the video; containers do not tell reliably how many frames lie before a place to seek to.
@@ -323,12 +325,19 @@ class VideoSource:
         """The asked-for frames, as pictures with index and time."""
         first_time: Fraction | None = None
         time: Fraction | None = None
+        # By how much the container's clock has jumped.
+        jumped = Fraction(0)
         yielded_from: int | None = None
         for index, frame in enumerate(decoded):
             due = Fraction(0) if time is None else time + 1 / fps
             stamp = due
             if timed and frame.pts is not None and frame.time_base is not None:
-                stamp = frame.pts * frame.time_base
+                own = frame.pts * frame.time_base
+                # A clock that jumped may jump back.
+                stamp = own if time is not None and time <= own <= time + LONGEST_GAP_S else own - jumped
+                if time is not None and stamp - time > LONGEST_GAP_S:
+                    self._problems[f"a time more than {_LONGEST_GAP_H} hours after the one before"] += 1
+                    jumped, stamp = own - due, due
             time = due if time is not None and stamp < time else stamp
             first_time = time if first_time is None else first_time
             since_first_s = float(time - first_time)
