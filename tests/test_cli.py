@@ -179,6 +179,22 @@ def test_damage_alone_is_exit_1(hgpose_command: Hgpose) -> None:
     assert files(Path("out")) == {"good.png", "keypoints.csv", "keypoints.json"}
 
 
+@pytest.mark.parametrize(("broken", "line"), [(3, "damaged: "), (30, "unreadable: set/bad{}.png")])
+def test_all_unreadable_images_are_named(broken: int, line: str, hgpose_command: Hgpose) -> None:
+    Path("set").mkdir()
+    Image.fromarray(picture(0, 40, 30)).save("set/good.png")
+    for index in range(broken):
+        Path(f"set/bad{index}.png").write_text("no picture")
+    result = hgpose_command("images", "set")
+    assert result.exit_code == 1
+    for index in range(broken):
+        assert f"set/bad{index}.png: cannot be read" in line_with(line.format(index), result)
+    assert f"{broken} of {broken + 1} images could not be read" in line_with("damaged: ", result)
+    # The table stays in sight below a long list.
+    assert (result.stderr.index("bad1.png") < result.stderr.index("most people")) == (broken == 30)
+    assert files(Path("out")) == {"good.png", "keypoints.csv", "keypoints.json"}
+
+
 @pytest.mark.parametrize("given", ["gone", "no*.png", "empty"])
 def test_no_images_is_one_line_and_exit_1(given: str, hgpose_command: Hgpose) -> None:
     Path("empty").mkdir()

@@ -234,6 +234,12 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
     from rich.table import Column, Table
     from rich.text import Text
 
+    from hgpose.sources.images import FAILURES_NAMED
+
+    # All of them, however many: a folder is mended file by file. Before the table, which stays in sight.
+    for s in summaries:
+        for _, reason in s.problems if len(s.problems) > FAILURES_NAMED else ():
+            console.print(Text.assemble(("unreadable: ", "bold yellow"), printable(reason)), soft_wrap=True)
     table = Table(
         Column("input", overflow="fold"),
         "frames",
