@@ -199,6 +199,9 @@ def process_videos(
 ) -> list[Summary]:
     """:func:`process_video` for each; one that fails has its ``error`` set and stops no other.
 
+    Of several of one stem the first has the name, even if it fails: what a file is of must not depend on
+    how the others went.
+
     Raises:
         OptionsError: an unknown kind of file.
     """
@@ -209,7 +212,7 @@ def process_videos(
         try:
             if (other := first_with.setdefault(output_stem(video), video)) != video:
                 raise InputError(
-                    f"{name}: its results would replace those of {shown(other)}; give it another -o"
+                    f"{name}: its results would be called as those of {shown(other)}; give it another -o"
                 )
             summaries.append(process_video(video, out, estimator, options, report))
         except OptionsError:

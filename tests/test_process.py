@@ -348,15 +348,24 @@ def test_what_nobody_expected_stops_no_other_video(tmp_path: Path, estimator: Es
     assert files(tmp_path / "out") == {"b.mp4", "b.csv", "b.json"}
 
 
-def test_of_two_videos_with_one_name_the_second_is_refused(tmp_path: Path, blind: Estimator) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_two_videos_with_one_name_the_second_is_refused(
+    fails: bool, tmp_path: Path, blind: Estimator
+) -> None:
+    """Whether the first fails or not: what clip.csv is of depends on the inputs' names alone."""
     (tmp_path / "other").mkdir()
     one = write_clip(tmp_path / "clip.mp4", frames=3)
+    if fails:
+        one.write_text("no video")
     two = write_clip(tmp_path / "other" / "clip.mkv", frames=5)
     options = replace(TEXT_ONLY, overwrite=True)
     first, second = process_videos([str(one), str(two)], tmp_path / "out", blind, options)
-    assert first.error is None
+    assert (first.error is not None) == fails
     assert second.error is not None and str(two) in second.error and str(one) in second.error
-    assert len(read_csv(tmp_path / "out" / "clip.csv")) == 3
+    if fails:
+        assert files(tmp_path / "out") == set()
+    else:
+        assert len(read_csv(tmp_path / "out" / "clip.csv")) == 3
 
 
 # ---- bad output ----
