@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hgpose.chunks import Chunking, ChunkStore
-from hgpose.errors import HgposeError, InputError, OptionsError
+from hgpose.errors import HgposeError, InputError, OptionsError, notes, told
 from hgpose.estimate import Estimator
 from hgpose.manifest import origin
 from hgpose.options import VideoOptions
@@ -145,9 +145,9 @@ def process_video(
         sinks = file_sinks(estimator, options, out, output_stem(name))
         return run_video(video, sinks, estimator, options, Chunking(options.every, options.chunk_s), report)
     # A name of its own that every file system takes.
-    folder = f".hgpose-{hashlib.sha256(os.fsencode(output_stem(name))).hexdigest()[:16]}"
+    folder = out / f".hgpose-{hashlib.sha256(os.fsencode(output_stem(name))).hexdigest()[:16]}"
     now = origin(estimator.options, options, [name])
-    store = ChunkStore(Place.of(out / folder), estimator.keypoint_set, now)
+    store = ChunkStore(Place.of(folder), estimator.keypoint_set, now)
     if not options.resume:
         store.forget()
     elif store.changed:
@@ -156,8 +156,15 @@ def process_video(
         # Whatever the interrupted run has finished already is written again, and the same.
         options = replace(options, overwrite=True)
     sinks = file_sinks(estimator, options, out, output_stem(name))
-    chunking = Chunking(options.every, options.chunk_s, store, pictures="overlay" in options.save)
-    summary = run_video(video, sinks, estimator, options, chunking, report)
+    # Heatmaps are not kept, so a run with them is never resumed.
+    kept = None if estimator.options.heatmaps else store
+    chunking = Chunking(options.every, options.chunk_s, kept, pictures="overlay" in options.save)
+    try:
+        summary = run_video(video, sinks, estimator, options, chunking, report)
+    except BaseException as error:
+        if store.tidy():
+            error.add_note(f"what was done of {name} is kept in {folder}: --resume goes on from there")
+        raise
     store.remove()
     return summary
 
@@ -218,7 +225,7 @@ def process_videos(
         except OptionsError:
             raise
         except HgposeError as error:
-            summaries.append(Summary(name, error=str(error)))
+            summaries.append(Summary(name, error=told(error)))
         # Whatever a decoder or a GPU answers one video with, the others shall be done.
         except Exception as error:
             summaries.append(Summary(name, error=unexpected(name, error)))
@@ -229,7 +236,7 @@ def unexpected(name: str, error: Exception) -> str:
     """What to say of an error that nobody thought of."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     what = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
-    return f"{name}: failed unexpectedly: {what}; please report it"
+    return "; ".join([f"{name}: failed unexpectedly: {what}", "please report it", *notes(error)])
 
 
 def process_images(

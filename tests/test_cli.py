@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -371,6 +372,26 @@ def test_told_to_end_it_does_at_once_and_leaves_nothing_half_written(
     # What was done before is whole; of the rest there is nothing, not even under a temporary name.
     assert files(out) == {"first.mp4", "first.csv", "first.json"}
     assert json.loads((out / "first.json").read_text())["source"]["frames"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_end_it_says_what_it_keeps(number: signal.Signals, weights: Path, tmp_path: Path) -> None:
+    # A chunk is a minute.
+    clip = write_clip(tmp_path / "slow.mp4", frames=1000, rate=Fraction(1))
+    out = tmp_path / "out"
+    arguments = command(weights, str(clip), "-o", str(out), "--save", "csv")
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(out.glob(".hgpose-*/chunk-*.npz")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        said = process.stderr.read().decode()
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], said
+    (folder,) = out.iterdir()
+    assert f"slow.mp4 is kept in {folder}: --resume goes on from there" in said
+    assert {Path(name).suffix for name in files(folder)} == {".json", ".npz"}
 
 
 def test_the_command_is_installed() -> None:

@@ -687,6 +687,40 @@ def test_what_changed_is_not_resumed(tmp_path: Path, following: Estimator) -> No
     assert files(tmp_path / "out") == {"clip.csv"}
 
 
+def test_after_a_late_failure_what_resume_needs_is_kept_and_said(
+    tmp_path: Path, following: Estimator
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=150)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    # The disk is full when the last rows are written.
+    options = replace(RESUMABLE, save=("csv-long",))
+    process_video(clip, whole, following, options)
+    with files_no_larger_than((whole / "clip_long.csv").stat().st_size - 100):
+        (failed,) = process_videos([str(clip)], out, following, options)
+    (folder,) = out.iterdir()
+    assert failed.error is not None and "make room" in failed.error
+    assert f"is kept in {folder}: --resume" in failed.error
+    assert files(folder) == {"origin.json", "chunk-000000.npz", "chunk-000001.npz", "chunk-000002.npz"}
+    process_video(clip, out, following, replace(options, resume=True))
+    assert files(out) == {"clip_long.csv"}
+    assert (out / "clip_long.csv").read_bytes() == (whole / "clip_long.csv").read_bytes()
+
+
+def test_after_a_failure_what_nobody_can_resume_is_not_kept(
+    tmp_path: Path, blind: Estimator, following: Estimator
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=250)
+    # Not one chunk fits on the disk, but what it would be of does.
+    with files_no_larger_than(3000):
+        (failed,) = process_videos([str(clip)], tmp_path / "out", blind, replace(RESUMABLE, save=("csv",)))
+    assert failed.error is not None and "chunk-000000.npz" in failed.error and "--resume" not in failed.error
+    assert files(tmp_path / "out") == set()
+    # Heatmaps are not kept, so such a run cannot go on.
+    drawn = Estimator(following.detector, following.crops, replace(following.options, heatmaps=True))
+    interrupt(clip, tmp_path / "out", drawn, RESUMABLE, 100)
+    assert files(tmp_path / "out") == set()
+
+
 def test_with_nothing_to_resume_files_are_safe(tmp_path: Path, following: Estimator) -> None:
     clip = write_clip(tmp_path / "clip.mp4", frames=5)
     process_video(clip, tmp_path / "out", following, RESUMABLE)

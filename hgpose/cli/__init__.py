@@ -18,7 +18,12 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from hgpose.cli import batch, convert, evaluate, process, tools, train, webcam, weights
-from hgpose.errors import HgposeError, OptionsError, OutputError
+from hgpose.errors import HgposeError, OptionsError, OutputError, notes, told
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        Console(stderr=True).print(process.printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Commands(TyperGroup):
@@ -29,11 +34,14 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except HgposeError as error:
-            process.print_error(Console(stderr=True), str(error))
+            process.print_error(Console(stderr=True), told(error))
             raise typer.Exit(2 if isinstance(error, OptionsError) else 1) from error
         except KeyboardInterrupt as interrupt:
-            Console(stderr=True).print("stopped")
+            _say("stopped", *notes(interrupt))
             raise typer.Exit(130) from interrupt
+        except SystemExit as end:
+            _say(*notes(end))
+            raise
 
 
 class _Stdout(io.TextIOWrapper):
