@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hgpose.chunks import Chunking, ChunkStore
+from hgpose.detect import GivenBoxes
 from hgpose.errors import HgposeError, InputError, OptionsError, notes, told
 from hgpose.estimate import Estimator
 from hgpose.manifest import origin
@@ -253,7 +254,8 @@ def process_images(
         out, estimator, options, report: as for :func:`process_video`.
 
     Raises:
-        InputError: an input is missing or holds no image, or not one image can be read.
+        InputError: an input is missing or holds no image, not one image can be read, or boxes were given
+            for none of them.
         OutputError: a file cannot be written or is there already.
         OptionsError: an unknown kind of file.
     """
@@ -264,6 +266,9 @@ def process_images(
         for path, name in find_images(inputs)
         if place not in path.resolve().parents[: name.count("/")]
     ]
+    if isinstance(estimator.detector, GivenBoxes):
+        # An error before the first overlay is written.
+        estimator.detector.unmatched([name for _, name in images], is_set=True)
     options = options or VideoOptions()
     name = str(inputs[0]) if len(inputs) == 1 else "images"
     return run(

@@ -262,6 +262,33 @@ def test_every_given_box_gets_a_pose(hgpose_command: Hgpose) -> None:
     assert [len(frames[index]["people"]) for index in (0, 2)] == [1, 2]
 
 
+@pytest.mark.parametrize("images", [False, True], ids=["frames", "images"])
+@pytest.mark.parametrize("some", [False, True])
+def test_boxes_of_what_is_not_there_are_said(images: bool, some: bool, hgpose_command: Hgpose) -> None:
+    Path("set").mkdir()
+    Image.fromarray(picture(0, 40, 30)).save("set/0.png")
+    Path("set/1.png").write_text("no picture")
+    write_clip(Path("clip.mp4"), frames=3)
+    # What was there but could not be read is no fault of the boxes.
+    there = ["0.png", "1.png"] if images else ["0", "2"]
+    lost = [f"set/{n}.png" if images else str(n) for n in range(7, 10)]
+    keys = [*there, *lost] if some else lost
+    Path("mine.csv").write_text(
+        f"{'name' if images else 'frame'},x1,y1,x2,y2\n" + "".join(f"{key},1,1,20,30\n" for key in keys)
+    )
+    given = ("images", "set") if images else ("video", "clip.mp4")
+    result = hgpose_command(*given, "--detector", "boxes:mine.csv")
+    if some:
+        assert result.exit_code == (1 if images else 0), "one image is damaged"
+        line = line_with("warning: ", result)
+        assert "mine.csv: the boxes of 3 of 5 " in line and lost[0] in line
+    else:
+        assert result.exit_code == 1
+        assert "mine.csv: not one of its boxes" in line_with("error: ", result)
+        assert lost[0] in line_with("error: ", result)
+        assert files(Path()) == {"set/0.png", "set/1.png", "clip.mp4", "mine.csv"}
+
+
 # ---- names, pipes, URLs ----
 
 

@@ -269,6 +269,9 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
     if sides := sum(s.sides_corrected for s in summaries):
         console.print(f"left and right were exchanged, and put right, in {sides} poses", highlight=False)
     for s in summaries:
+        if s.warning is not None:
+            warning = printable(f"{s.name}: {s.warning}")
+            console.print(Text.assemble(("warning: ", "bold yellow"), warning), soft_wrap=True)
         if s.error is not None:
             print_error(console, s.error)
         elif s.damage is not None:
