@@ -47,12 +47,6 @@ class _Commands(TyperGroup):
 class _Stdout(io.TextIOWrapper):
     """Standard output that cannot be written to is an error like that of any other file."""
 
-    @classmethod
-    def instead_of(cls, stdout: io.TextIOWrapper) -> _Stdout:
-        """Takes the place of ``stdout``, which cannot be used any more."""
-        encoding, errors, by_line = stdout.encoding, stdout.errors, stdout.line_buffering
-        return cls(stdout.detach(), encoding, errors, line_buffering=by_line)
-
     def write(self, text: str) -> int:
         """As of any text file, but for its errors."""
         with self._errors():
@@ -77,6 +71,26 @@ class _Stdout(io.TextIOWrapper):
             raise OutputError(
                 f"cannot write to standard output: {reason}; make room or send it elsewhere"
             ) from error
+
+
+@contextmanager
+def _stdout() -> Iterator[None]:
+    """Puts :class:`_Stdout` in place of standard output, and sees to it that all that was printed is out."""
+    before = sys.stdout
+    if not isinstance(before, io.TextIOWrapper):
+        # There is none, or it is no file.
+        yield
+        return
+    own = _Stdout(before.buffer, before.encoding, before.errors, line_buffering=before.line_buffering)
+    sys.stdout = own
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        try:
+            own.flush()
+        finally:
+            own.detach()
 
 
 app = typer.Typer(
@@ -107,14 +121,9 @@ def main() -> None:
     """Entry point of ``hgpose``."""
     # Unwound as by Ctrl-C, so that a run that is told to end leaves no unfinished files.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout = _Stdout.instead_of(sys.stdout)
     try:
-        try:
+        with _stdout():
             app()
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
     except HgposeError as error:
         # What no command has answered: help, and what waits in the buffer.
         process.print_error(Console(stderr=True), str(error))
