@@ -236,6 +236,15 @@ class ChunkStore:
         self.begin()
         self._place.write(self._name(chunk.number), chunk.encode())
 
+    def tidy(self) -> bool:
+        """Removes what is of no use without a chunk; whether there is one, of this run or one before."""
+        names = self._place.files()
+        if any(_CHUNK.fullmatch(name) for name in names):
+            return True
+        if names:
+            self._place.remove()
+        return False
+
     def remove(self) -> None:
         """Removes all chunks."""
         self._place.remove()

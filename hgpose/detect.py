@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -162,13 +162,15 @@ class GivenBoxes:
     Args:
         by_index: people of frames by their index, for videos.
         by_name: people of frames by their name, for image sets.
+        name: as the user chose it.
     """
 
-    name = "boxes"
     proposes = False
 
-    def __init__(self, by_index: Mapping[int, Detections], by_name: Mapping[str, Detections]) -> None:
-        self._by_index, self._by_name = by_index, by_name
+    def __init__(
+        self, by_index: Mapping[int, Detections], by_name: Mapping[str, Detections], name: str = "boxes"
+    ) -> None:
+        self._by_index, self._by_name, self.name = by_index, by_name, name
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
         """The boxes given for each frame.
@@ -178,13 +180,46 @@ class GivenBoxes:
         """
         if not all(self._by_name if f.name else self._by_index for f in frames):
             raise InputError(
-                "boxes belong to the frames of a video by number, to images by name; the file has the other"
+                f"{self.name}: boxes belong to the frames of a video by number, to images by name; "
+                "the file has the other"
             )
         nobody = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         return [
             self._by_name.get(f.name, nobody) if f.name else self._by_index.get(f.index, nobody)
             for f in frames
         ]
+
+    def key(self, frame: Frame) -> int | str | None:
+        """By what the boxes of a frame are found; ``None`` if it has none."""
+        if frame.name:
+            return frame.name if frame.name in self._by_name else None
+        return frame.index if frame.index in self._by_index else None
+
+    def unmatched(self, taken: Collection[int | str], is_set: bool) -> str | None:
+        """Which boxes were given for nothing, in words, or ``None``.
+
+        Args:
+            taken: at least the keys of all frames that were taken and have boxes.
+            is_set: the frames are images with names.
+
+        Raises:
+            InputError: all were.
+        """
+        given: Mapping[int, Detections] | Mapping[str, Detections] = (
+            self._by_name if is_set else self._by_index
+        )
+        lost = [key for key in given if key not in taken]
+        if not lost:
+            return None
+        one = f"image {lost[0]}" if is_set else f"frame {lost[0]}"
+        if len(lost) == len(given):
+            how = "by their path below the input folder" if is_set else "from 0, before any --every"
+            raise InputError(
+                f"{self.name}: not one of its boxes belongs to what was taken: there was no {one}; "
+                f"{'images are named' if is_set else 'frames are counted'} {how}"
+            )
+        what = "images" if is_set else "frames"
+        return f"{self.name}: the boxes of {len(lost)} of {len(given)} {what} had no use: there was no {one}"
 
 
 def read_boxes(path: Path) -> GivenBoxes:
@@ -219,6 +254,7 @@ def read_boxes(path: Path) -> GivenBoxes:
     return GivenBoxes(
         {key: detections(boxes) for key, boxes in by_index.items()},
         {key: detections(boxes) for key, boxes in by_name.items()},
+        f"boxes:{path}",
     )
 
 

@@ -1,5 +1,19 @@
 """Errors that a user can do something about; the command line prints their message and exits 1."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def notes(error: BaseException) -> Sequence[str]:
+    """What was added to an error on its way (PEP 678)."""
+    return getattr(error, "__notes__", ())
+
+
+def told(error: BaseException) -> str:
+    """What an error says, with its notes."""
+    return "; ".join([str(error), *notes(error)])
+
 
 class HgposeError(Exception):
     """Base of all errors of this package. The message names the file and says what to do."""

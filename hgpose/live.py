@@ -31,7 +31,7 @@ from hgpose.errors import OutputError
 from hgpose.estimate import Estimator
 from hgpose.options import CameraOptions, Style, VideoOptions
 from hgpose.pipeline import Summary, run
-from hgpose.process import file_sinks
+from hgpose.process import SinksOf, file_sinks
 from hgpose.sinks import Sink
 from hgpose.sources import Source
 from hgpose.sources.camera import CameraSource
@@ -187,6 +187,10 @@ def _quiet(status: LiveStatus) -> None:
     pass
 
 
+def _no_files(source: Source) -> list[Sink]:
+    return []
+
+
 def watch_camera(
     camera: int | str,
     estimator: Estimator,
@@ -216,7 +220,7 @@ def watch_camera(
     options = options or CameraOptions()
     source = CameraSource(camera, mirror=options.mirror)
     preview = Preview(source, options.style)
-    files: Callable[[Source], list[Sink]] = lambda source: []  # noqa: E731
+    files: SinksOf = _no_files
     if options.record is not None:
         what = VideoOptions(save=options.save, style=options.style)
         # Milliseconds, for two cameras that one script starts.

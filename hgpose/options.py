@@ -11,6 +11,8 @@ from hgpose.errors import OptionsError
 
 #: OpenCV draws no line wider than 2**15 px, of which the outline takes some.
 _WIDEST_PX = 10_000
+#: So many full HD frames waiting for their batch take 1.6 GB; no processor gains by more.
+_LARGEST_BATCH = 256
 
 
 def _require(condition: bool, message: str) -> None:
@@ -134,7 +136,10 @@ class EstimatorOptions:
         )
         _require(self.track or not by_id, f"--person {self.person} needs ids: leave out --no-track")
         _require(self.max_people is None or self.max_people >= 1, "--max-people must be at least 1")
-        _require(self.batch >= 1, f"--batch must be at least 1, not {self.batch}")
+        _require(
+            1 <= self.batch <= _LARGEST_BATCH,
+            f"--batch must lie in 1 to {_LARGEST_BATCH}, not {self.batch}",
+        )
         _require(
             self.backend in {"torch", "onnx", "openvino"},
             f"--backend must be torch, onnx or openvino, not {self.backend!r}",

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from hgpose.chunks import AT_ONE_GO, ChunkedFollower, Chunking
+from hgpose.detect import GivenBoxes
 from hgpose.errors import InputError
 from hgpose.estimate import Estimator
 from hgpose.follow import Follower
@@ -39,6 +40,7 @@ class Summary:
         sides_corrected: poses in which a left and a right keypoint had changed places and were put right.
         damage: why frames may be missing, or ``None``.
         problems: name and reason of each image that could not be read, or of a damaged video.
+        warning: what of the options had no use, or ``None``.
         files: that were written.
         error: why nothing came of it, or ``None``.
     """
@@ -53,6 +55,7 @@ class Summary:
     detections: int = 0
     sides_corrected: int = 0
     damage: str | None = None
+    warning: str | None = None
     problems: list[tuple[str, str]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     error: str | None = None
@@ -127,7 +130,8 @@ def run(
         The summary; all files are complete.
 
     Raises:
-        InputError: the source cannot be opened or, unless live or a part of a longer one, shows no frame.
+        InputError: the source cannot be opened or, unless live or a part of a longer one, shows no frame
+            or none of those that boxes were given for.
         OutputError: a file cannot be written; none of this source's unfinished files is left.
     """
     started = time.perf_counter()
@@ -162,6 +166,8 @@ def run(
 
         writer = threading.Thread(target=write, name="write", daemon=True)
         writer.start()
+        given = estimator.detector if isinstance(estimator.detector, GivenBoxes) and not live else None
+        taken: set[int | str] = set()
         try:
             for finished in results:
                 if failed.is_set():
@@ -171,6 +177,8 @@ def run(
                     summary.frames += 1
                     summary.frames_with_people += len(poses) > 0
                     summary.people = max(summary.people, len(poses))
+                    if given is not None and (key := given.key(frame)) is not None:
+                        taken.add(key)
                 summary.seconds = time.perf_counter() - started
                 summary.detector_s, summary.pose_s = follower.detector_s, follower.pose_s
                 summary.detections = follower.detections
@@ -187,5 +195,14 @@ def run(
             summary.damage = follower.damage or source.damage
         if not (summary.frames or live or chunking.partial):
             raise InputError(f"{summary.name}: no frame to process: {summary.damage or 'none was asked for'}")
+        if given is not None:
+            unread = [name for name, _ in summary.problems]
+            try:
+                summary.warning = given.unmatched(taken.union(unread), is_set=source.info.fps is None)
+            except InputError:
+                # With other boxes nothing of it can be used.
+                if chunking.store is not None:
+                    chunking.store.remove()
+                raise
     summary.seconds = time.perf_counter() - started
     return summary

@@ -16,7 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hgpose.chunks import Chunking, ChunkStore
-from hgpose.errors import HgposeError, InputError, OptionsError
+from hgpose.detect import GivenBoxes
+from hgpose.errors import HgposeError, InputError, OptionsError, notes, told
 from hgpose.estimate import Estimator
 from hgpose.manifest import origin
 from hgpose.options import VideoOptions
@@ -145,9 +146,9 @@ def process_video(
         sinks = file_sinks(estimator, options, out, output_stem(name))
         return run_video(video, sinks, estimator, options, Chunking(options.every, options.chunk_s), report)
     # A name of its own that every file system takes.
-    folder = f".hgpose-{hashlib.sha256(os.fsencode(output_stem(name))).hexdigest()[:16]}"
+    folder = out / f".hgpose-{hashlib.sha256(os.fsencode(output_stem(name))).hexdigest()[:16]}"
     now = origin(estimator.options, options, [name])
-    store = ChunkStore(Place.of(out / folder), estimator.keypoint_set, now)
+    store = ChunkStore(Place.of(folder), estimator.keypoint_set, now)
     if not options.resume:
         store.forget()
     elif store.changed:
@@ -156,8 +157,15 @@ def process_video(
         # Whatever the interrupted run has finished already is written again, and the same.
         options = replace(options, overwrite=True)
     sinks = file_sinks(estimator, options, out, output_stem(name))
-    chunking = Chunking(options.every, options.chunk_s, store, pictures="overlay" in options.save)
-    summary = run_video(video, sinks, estimator, options, chunking, report)
+    # Heatmaps are not kept, so a run with them is never resumed.
+    kept = None if estimator.options.heatmaps else store
+    chunking = Chunking(options.every, options.chunk_s, kept, pictures="overlay" in options.save)
+    try:
+        summary = run_video(video, sinks, estimator, options, chunking, report)
+    except BaseException as error:
+        if store.tidy():
+            error.add_note(f"what was done of {name} is kept in {folder}: --resume goes on from there")
+        raise
     store.remove()
     return summary
 
@@ -199,6 +207,9 @@ def process_videos(
 ) -> list[Summary]:
     """:func:`process_video` for each; one that fails has its ``error`` set and stops no other.
 
+    Of several of one stem the first has the name, even if it fails: what a file is of must not depend on
+    how the others went.
+
     Raises:
         OptionsError: an unknown kind of file.
     """
@@ -209,13 +220,13 @@ def process_videos(
         try:
             if (other := first_with.setdefault(output_stem(video), video)) != video:
                 raise InputError(
-                    f"{name}: its results would replace those of {shown(other)}; give it another -o"
+                    f"{name}: its results would be called as those of {shown(other)}; give it another -o"
                 )
             summaries.append(process_video(video, out, estimator, options, report))
         except OptionsError:
             raise
         except HgposeError as error:
-            summaries.append(Summary(name, error=str(error)))
+            summaries.append(Summary(name, error=told(error)))
         # Whatever a decoder or a GPU answers one video with, the others shall be done.
         except Exception as error:
             summaries.append(Summary(name, error=unexpected(name, error)))
@@ -226,7 +237,7 @@ def unexpected(name: str, error: Exception) -> str:
     """What to say of an error that nobody thought of."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     what = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
-    return f"{name}: failed unexpectedly: {what}; please report it"
+    return "; ".join([f"{name}: failed unexpectedly: {what}", "please report it", *notes(error)])
 
 
 def process_images(
@@ -243,7 +254,8 @@ def process_images(
         out, estimator, options, report: as for :func:`process_video`.
 
     Raises:
-        InputError: an input is missing or holds no image, or not one image can be read.
+        InputError: an input is missing or holds no image, not one image can be read, or boxes were given
+            for none of them.
         OutputError: a file cannot be written or is there already.
         OptionsError: an unknown kind of file.
     """
@@ -254,6 +266,9 @@ def process_images(
         for path, name in find_images(inputs)
         if place not in path.resolve().parents[: name.count("/")]
     ]
+    if isinstance(estimator.detector, GivenBoxes):
+        # An error before the first overlay is written.
+        estimator.detector.unmatched([name for _, name in images], is_set=True)
     options = options or VideoOptions()
     name = str(inputs[0]) if len(inputs) == 1 else "images"
     return run(

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from hgpose.geometry import CropTransform
 from hgpose.keypoints import KeypointSet
 
+#: Frames of a video lie no farther apart than this, seconds: less than MP4 can hold in its usual time bases.
+LONGEST_GAP_S = 4 * 3600
+
 
 def _check(name: str, array: NDArray[Any], shape: tuple[int | None, ...], dtype: type) -> None:
     fits = len(array.shape) == len(shape) and all(

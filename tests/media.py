@@ -132,6 +132,32 @@ def file_server(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
+def answering_server(status: int, body: bytes = b"", length: int | None = None) -> Iterator[str]:
+    """A server on loopback that answers everything so, then closes the connection: its URL.
+
+    Args:
+        status: of HTTP.
+        body: what it sends.
+        length: what it says that it will send; ``None``: nothing.
+    """
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            if length is not None:
+                self.send_header("Content-Length", str(length))
+            self.end_headers()
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with _serve(Answer) as url:
+        yield url
+
+
+@contextmanager
 def mjpeg_server(frames: int, interval_s: float = 0.02, size_wh: tuple[int, int] = (64, 48)) -> Iterator[str]:
     """A camera on loopback: its URL; each caller gets :func:`picture` 0, 1, 2..., then the line is cut."""
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,7 @@ WRONG = [
     (["--detector", "psychic"], "--detector"),
     (["--detector", "boxes:"], "--detector"),
     (["--batch", "0"], "--batch"),
+    (["--batch", "100000000"], "--batch"),
     (["--threshold", "2"], "--threshold"),
     (["--threshold", "nan"], "--threshold"),
     (["--line-width", "0"], "--line-width"),
@@ -178,6 +180,22 @@ def test_damage_alone_is_exit_1(hgpose_command: Hgpose) -> None:
     assert files(Path("out")) == {"good.png", "keypoints.csv", "keypoints.json"}
 
 
+@pytest.mark.parametrize(("broken", "line"), [(3, "damaged: "), (30, "unreadable: set/bad{}.png")])
+def test_all_unreadable_images_are_named(broken: int, line: str, hgpose_command: Hgpose) -> None:
+    Path("set").mkdir()
+    Image.fromarray(picture(0, 40, 30)).save("set/good.png")
+    for index in range(broken):
+        Path(f"set/bad{index}.png").write_text("no picture")
+    result = hgpose_command("images", "set")
+    assert result.exit_code == 1
+    for index in range(broken):
+        assert f"set/bad{index}.png: cannot be read" in line_with(line.format(index), result)
+    assert f"{broken} of {broken + 1} images could not be read" in line_with("damaged: ", result)
+    # The table stays in sight below a long list.
+    assert (result.stderr.index("bad1.png") < result.stderr.index("most people")) == (broken == 30)
+    assert files(Path("out")) == {"good.png", "keypoints.csv", "keypoints.json"}
+
+
 @pytest.mark.parametrize("given", ["gone", "no*.png", "empty"])
 def test_no_images_is_one_line_and_exit_1(given: str, hgpose_command: Hgpose) -> None:
     Path("empty").mkdir()
@@ -244,6 +262,33 @@ def test_every_given_box_gets_a_pose(hgpose_command: Hgpose) -> None:
     assert [len(frames[index]["people"]) for index in (0, 2)] == [1, 2]
 
 
+@pytest.mark.parametrize("images", [False, True], ids=["frames", "images"])
+@pytest.mark.parametrize("some", [False, True])
+def test_boxes_of_what_is_not_there_are_said(images: bool, some: bool, hgpose_command: Hgpose) -> None:
+    Path("set").mkdir()
+    Image.fromarray(picture(0, 40, 30)).save("set/0.png")
+    Path("set/1.png").write_text("no picture")
+    write_clip(Path("clip.mp4"), frames=3)
+    # What was there but could not be read is no fault of the boxes.
+    there = ["0.png", "1.png"] if images else ["0", "2"]
+    lost = [f"set/{n}.png" if images else str(n) for n in range(7, 10)]
+    keys = [*there, *lost] if some else lost
+    Path("mine.csv").write_text(
+        f"{'name' if images else 'frame'},x1,y1,x2,y2\n" + "".join(f"{key},1,1,20,30\n" for key in keys)
+    )
+    given = ("images", "set") if images else ("video", "clip.mp4")
+    result = hgpose_command(*given, "--detector", "boxes:mine.csv")
+    if some:
+        assert result.exit_code == (1 if images else 0), "one image is damaged"
+        line = line_with("warning: ", result)
+        assert "mine.csv: the boxes of 3 of 5 " in line and lost[0] in line
+    else:
+        assert result.exit_code == 1
+        assert "mine.csv: not one of its boxes" in line_with("error: ", result)
+        assert lost[0] in line_with("error: ", result)
+        assert files(Path()) == {"set/0.png", "set/1.png", "clip.mp4", "mine.csv"}
+
+
 # ---- names, pipes, URLs ----
 
 
@@ -296,6 +341,30 @@ def test_a_video_from_a_url(hgpose_command: Hgpose, tmp_path: Path) -> None:
     assert files(tmp_path / "out") == {"clip.mp4", "clip.csv", "clip.json"}
 
 
+# ---- standard output that takes nothing ----
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["schema"], ["weights", "list"]], ids=" ".join)
+@pytest.mark.parametrize("closed", [False, True], ids=["full", "closed pipe"])
+def test_what_cannot_be_printed_is_one_line_and_exit_1(arguments: list[str], closed: bool) -> None:
+    if closed:
+        reader, out = os.pipe()
+        os.close(reader)
+    else:
+        out = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(
+        [sys.executable, "-m", "hgpose", *arguments],
+        stdout=out, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    os.close(out)
+    assert done.returncode == 1
+    if closed:
+        assert done.stderr == ""
+    else:
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: cannot write to standard output: No space left")
+
+
 # ---- Ctrl-C, and SIGTERM ----
 
 
@@ -330,6 +399,26 @@ def test_told_to_end_it_does_at_once_and_leaves_nothing_half_written(
     # What was done before is whole; of the rest there is nothing, not even under a temporary name.
     assert files(out) == {"first.mp4", "first.csv", "first.json"}
     assert json.loads((out / "first.json").read_text())["source"]["frames"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_end_it_says_what_it_keeps(number: signal.Signals, weights: Path, tmp_path: Path) -> None:
+    # A chunk is a minute.
+    clip = write_clip(tmp_path / "slow.mp4", frames=1000, rate=Fraction(1))
+    out = tmp_path / "out"
+    arguments = command(weights, str(clip), "-o", str(out), "--save", "csv")
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(out.glob(".hgpose-*/chunk-*.npz")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        said = process.stderr.read().decode()
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], said
+    (folder,) = out.iterdir()
+    assert f"slow.mp4 is kept in {folder}: --resume goes on from there" in said
+    assert {Path(name).suffix for name in files(folder)} == {".json", ".npz"}
 
 
 def test_the_command_is_installed() -> None:

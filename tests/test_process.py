@@ -29,10 +29,11 @@ from hgpose.models import build_model
 from hgpose.options import EstimatorOptions, VideoOptions
 from hgpose.pipeline import Summary
 from hgpose.process import find_videos, output_stem, process_images, process_video, process_videos
+from hgpose.sinks import SINKS, Run
 from hgpose.sinks.record import people, seconds
 from hgpose.sources.images import find_images, read_image
 from hgpose.sources.video import VideoSource
-from hgpose.types import Detections, Frame, Poses
+from hgpose.types import Detections, Frame, Poses, SourceInfo
 from hgpose.weights import Card, save_weights
 
 NTSC = Fraction(30000, 1001)
@@ -308,6 +309,29 @@ def test_of_a_damaged_video_what_was_decoded_is_kept(tmp_path: Path, blind: Esti
     assert len(decoded(tmp_path / "out" / "cut.mp4")) == summary.frames
 
 
+def test_a_clock_that_jumps_makes_no_file_long(tmp_path: Path, blind: Estimator) -> None:
+    times = [Fraction(n + (25_000_000 if n >= 10 else 0), 25) for n in range(20)]
+    clip = write_clip(tmp_path / "jump.mkv", times_s=times)
+    summary = process_video(clip, tmp_path / "out", blind)
+    assert summary.frames == 20 and summary.damage is not None and "hours" in summary.damage
+    written = [float(frame.time or 0) for frame in decoded(tmp_path / "out" / "jump.mp4")]
+    assert written == pytest.approx([n / 25 for n in range(20)], abs=1e-3)
+    read = [float(row["time_s"]) for row in read_csv(tmp_path / "out" / "jump.csv")]
+    assert read == pytest.approx(written, abs=1e-3)
+
+
+@pytest.mark.parametrize("codec_ticks", [90_000, 10**9])
+def test_hours_between_two_frames_are_kept(codec_ticks: int, tmp_path: Path, blind: Estimator) -> None:
+    """Whatever the source's time base: MP4 has 31 bits for the ticks between two frames."""
+    times = [Fraction(n, 25) + (n >= 5) * 14_000 for n in range(10)]
+    info = SourceInfo("a", 64, 48, Fraction(25), time_base=Fraction(1, codec_ticks))
+    path = tmp_path / "a.mp4"
+    with SINKS["overlay"](tmp_path, "a", Run(info, blind.model, blind.keypoint_set)) as sink:
+        for index, time_s in enumerate(times):
+            sink.write(Frame(picture(index, 64, 48), index, float(time_s)), Poses.empty(blind.keypoint_set))
+    assert [float(f.time or 0) for f in decoded(path)] == pytest.approx([*map(float, times)], abs=1e-3)
+
+
 def test_a_part_without_frames_is_an_error(tmp_path: Path, blind: Estimator) -> None:
     clip = write_clip(tmp_path / "clip.mp4", frames=5)
     with pytest.raises(InputError, match=r"clip\.mp4: no frame"):
@@ -324,15 +348,24 @@ def test_what_nobody_expected_stops_no_other_video(tmp_path: Path, estimator: Es
     assert files(tmp_path / "out") == {"b.mp4", "b.csv", "b.json"}
 
 
-def test_of_two_videos_with_one_name_the_second_is_refused(tmp_path: Path, blind: Estimator) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_two_videos_with_one_name_the_second_is_refused(
+    fails: bool, tmp_path: Path, blind: Estimator
+) -> None:
+    """Whether the first fails or not: what clip.csv is of depends on the inputs' names alone."""
     (tmp_path / "other").mkdir()
     one = write_clip(tmp_path / "clip.mp4", frames=3)
+    if fails:
+        one.write_text("no video")
     two = write_clip(tmp_path / "other" / "clip.mkv", frames=5)
     options = replace(TEXT_ONLY, overwrite=True)
     first, second = process_videos([str(one), str(two)], tmp_path / "out", blind, options)
-    assert first.error is None
+    assert (first.error is not None) == fails
     assert second.error is not None and str(two) in second.error and str(one) in second.error
-    assert len(read_csv(tmp_path / "out" / "clip.csv")) == 3
+    if fails:
+        assert files(tmp_path / "out") == set()
+    else:
+        assert len(read_csv(tmp_path / "out" / "clip.csv")) == 3
 
 
 # ---- bad output ----
@@ -652,6 +685,40 @@ def test_what_changed_is_not_resumed(tmp_path: Path, following: Estimator) -> No
     other = replace(RESUMABLE, resume=True, save=("csv",))
     assert process_video(clip, tmp_path / "out", following, other).frames == 151
     assert files(tmp_path / "out") == {"clip.csv"}
+
+
+def test_after_a_late_failure_what_resume_needs_is_kept_and_said(
+    tmp_path: Path, following: Estimator
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=150)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    # The disk is full when the last rows are written.
+    options = replace(RESUMABLE, save=("csv-long",))
+    process_video(clip, whole, following, options)
+    with files_no_larger_than((whole / "clip_long.csv").stat().st_size - 100):
+        (failed,) = process_videos([str(clip)], out, following, options)
+    (folder,) = out.iterdir()
+    assert failed.error is not None and "make room" in failed.error
+    assert f"is kept in {folder}: --resume" in failed.error
+    assert files(folder) == {"origin.json", "chunk-000000.npz", "chunk-000001.npz", "chunk-000002.npz"}
+    process_video(clip, out, following, replace(options, resume=True))
+    assert files(out) == {"clip_long.csv"}
+    assert (out / "clip_long.csv").read_bytes() == (whole / "clip_long.csv").read_bytes()
+
+
+def test_after_a_failure_what_nobody_can_resume_is_not_kept(
+    tmp_path: Path, blind: Estimator, following: Estimator
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=250)
+    # Not one chunk fits on the disk, but what it would be of does.
+    with files_no_larger_than(3000):
+        (failed,) = process_videos([str(clip)], tmp_path / "out", blind, replace(RESUMABLE, save=("csv",)))
+    assert failed.error is not None and "chunk-000000.npz" in failed.error and "--resume" not in failed.error
+    assert files(tmp_path / "out") == set()
+    # Heatmaps are not kept, so such a run cannot go on.
+    drawn = Estimator(following.detector, following.crops, replace(following.options, heatmaps=True))
+    interrupt(clip, tmp_path / "out", drawn, RESUMABLE, 100)
+    assert files(tmp_path / "out") == set()
 
 
 def test_with_nothing_to_resume_files_are_safe(tmp_path: Path, following: Estimator) -> None:

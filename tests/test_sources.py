@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from media import file_server, grey, mjpeg_server, picture, write_clip
+from media import answering_server, file_server, grey, mjpeg_server, picture, write_clip
 from PIL import Image
 
 from hgpose.errors import InputError, OptionsError
@@ -28,7 +29,7 @@ from hgpose.sources import Source, video
 from hgpose.sources.camera import CameraSource
 from hgpose.sources.images import ImageSource, find_images, read_image
 from hgpose.sources.video import VideoSource
-from hgpose.types import Frame
+from hgpose.types import LONGEST_GAP_S, Frame
 
 #: Lossy coding at high quality moves a flat colour by this much at most.
 COLOUR_TOLERANCE = 12
@@ -212,6 +213,32 @@ def test_video_pixels_are_made_square(
     assert_shows(frames[0].image, np.rot90(picture(0, *shown_wh[:: -1 if rotation else 1]), rotation // 90))
 
 
+@pytest.mark.parametrize("jump_s", [10_000, 1_000_000])
+def test_video_clock_that_jumps(jump_s: int, tmp_path: Path) -> None:
+    times = [Fraction(n + (jump_s * 25 if n >= 10 else 0), 25) for n in range(20) if n != 15]
+    frames, source = read(VideoSource(write_clip(tmp_path / "a.mkv", times_s=times)))
+    kept = jump_s < LONGEST_GAP_S
+    assert (source.damage is None) == kept
+    # Hours between two frames may be; days are damage, and the frames after it keep their distance.
+    expected = [float(t) if kept else float(t % jump_s) for t in times]
+    assert [f.time_s for f in frames] == pytest.approx(expected, abs=1e-3)
+
+
+def test_video_clock_that_jumps_back(tmp_path: Path) -> None:
+    pieces = []
+    for start_s in (0, 40_000, 2):
+        times = [start_s + Fraction(n, 25) for n in range(25)]
+        pieces.append(write_clip(tmp_path / "piece.ts", times_s=times).read_bytes())
+    (tmp_path / "a.ts").write_bytes(b"".join(pieces))
+    frames, source = read(VideoSource(tmp_path / "a.ts"))
+    assert source.damage is not None and "hours after the one before" in source.damage
+    times_s = np.array([f.time_s for f in frames]) - frames[0].time_s
+    assert len(times_s) == 75
+    assert np.diff(times_s).min() > 0
+    # The third piece has its own times again.
+    np.testing.assert_allclose(times_s[50:], 2 + np.arange(25) / 25, atol=1e-3)
+
+
 def test_video_info(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a b.mp4", rate=NTSC, audio=True)
     with VideoSource(str(clip)) as source:
@@ -370,6 +397,47 @@ def test_video_dead_url() -> None:
     ):
         pass
     assert "secret" not in str(caught.value)
+
+
+ANSWERS = {
+    401: r"password.*http://USER:PASSWORD@HOST/",
+    403: r"refuses it \(403",
+    404: r"no such file \(404.*check the address",
+    410: r"\(4xx\); check the address",
+    429: r"try again later",
+    503: r"try again later",
+    200: r"is no video",
+}
+
+
+@pytest.mark.parametrize("status", ANSWERS)
+def test_video_that_a_server_does_not_give(status: int) -> None:
+    with (
+        answering_server(status, b"<html>please log in</html>", 26) as url,
+        pytest.raises(InputError, match=rf"127\.0\.0\.1/a\.mp4: .*{ANSWERS[status]}"),
+        VideoSource(f"{url}/a.mp4"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("suffix", "sent", "told", "damage"),
+    [
+        (".mkv", 1.0, False, None),
+        (".ts", 1.0, False, "had not said where"),
+        (".mkv", 0.6, False, "the connection broke off; .*cut short"),
+        (".ts", 0.6, True, "the connection broke off"),
+    ],
+)
+def test_video_from_a_server_that_ends(
+    suffix: str, sent: float, told: bool, damage: str | None, tmp_path: Path
+) -> None:
+    data = write_clip(tmp_path / f"a{suffix}", frames=100).read_bytes()
+    body = data[: round(len(data) * sent)]
+    with answering_server(200, body, len(data) if told else None) as url:
+        frames, source = read(VideoSource(f"{url}/a{suffix}"))
+    assert len(frames) == 100 if sent == 1 else 20 < len(frames) < 80
+    assert source.damage is None if damage is None else re.search(damage, source.damage or "")
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".avi", ".flv"])

@@ -5,8 +5,12 @@ Whatever is slow to import is imported inside the commands, so that ``--help`` a
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -14,7 +18,12 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from hgpose.cli import batch, convert, evaluate, process, tools, train, webcam, weights
-from hgpose.errors import HgposeError, OptionsError
+from hgpose.errors import HgposeError, OptionsError, OutputError, notes, told
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        Console(stderr=True).print(process.printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Commands(TyperGroup):
@@ -25,11 +34,63 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except HgposeError as error:
-            process.print_error(Console(stderr=True), str(error))
+            process.print_error(Console(stderr=True), told(error))
             raise typer.Exit(2 if isinstance(error, OptionsError) else 1) from error
         except KeyboardInterrupt as interrupt:
-            Console(stderr=True).print("stopped")
+            _say("stopped", *notes(interrupt))
             raise typer.Exit(130) from interrupt
+        except SystemExit as end:
+            _say(*notes(end))
+            raise
+
+
+class _Stdout(io.TextIOWrapper):
+    """Standard output that cannot be written to is an error like that of any other file."""
+
+    def write(self, text: str) -> int:
+        """As of any text file, but for its errors."""
+        with self._errors():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """As of any text file, but for its errors."""
+        with self._errors():
+            super().flush()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # What waits in the buffer would be tried again at the end of the program.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if isinstance(error, BrokenPipeError):
+                # Whoever reads a pipe and closes it has seen enough.
+                raise SystemExit(1) from error
+            reason = error.strerror or str(error)
+            raise OutputError(
+                f"cannot write to standard output: {reason}; make room or send it elsewhere"
+            ) from error
+
+
+@contextmanager
+def _stdout() -> Iterator[None]:
+    """Puts :class:`_Stdout` in place of standard output, and sees to it that all that was printed is out."""
+    before = sys.stdout
+    if not isinstance(before, io.TextIOWrapper):
+        # There is none, or it is no file.
+        yield
+        return
+    own = _Stdout(before.buffer, before.encoding, before.errors, line_buffering=before.line_buffering)
+    sys.stdout = own
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        try:
+            own.flush()
+        finally:
+            own.detach()
 
 
 app = typer.Typer(
@@ -60,4 +121,10 @@ def main() -> None:
     """Entry point of ``hgpose``."""
     # Unwound as by Ctrl-C, so that a run that is told to end leaves no unfinished files.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    app()
+    try:
+        with _stdout():
+            app()
+    except HgposeError as error:
+        # What no command has answered: help, and what waits in the buffer.
+        process.print_error(Console(stderr=True), str(error))
+        sys.exit(1)

@@ -234,6 +234,12 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
     from rich.table import Column, Table
     from rich.text import Text
 
+    from hgpose.sources.images import FAILURES_NAMED
+
+    # All of them, however many: a folder is mended file by file. Before the table, which stays in sight.
+    for s in summaries:
+        for _, reason in s.problems if len(s.problems) > FAILURES_NAMED else ():
+            console.print(Text.assemble(("unreadable: ", "bold yellow"), printable(reason)), soft_wrap=True)
     table = Table(
         Column("input", overflow="fold"),
         "frames",
@@ -263,6 +269,9 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
     if sides := sum(s.sides_corrected for s in summaries):
         console.print(f"left and right were exchanged, and put right, in {sides} poses", highlight=False)
     for s in summaries:
+        if s.warning is not None:
+            warning = printable(f"{s.name}: {s.warning}")
+            console.print(Text.assemble(("warning: ", "bold yellow"), warning), soft_wrap=True)
         if s.error is not None:
             print_error(console, s.error)
         elif s.damage is not None:

@@ -21,10 +21,12 @@ from hgpose.errors import OutputError
 from hgpose.sinks.audio import SoundPacket, add_sound
 from hgpose.sinks.file import FileSink
 from hgpose.sinks.record import Run
-from hgpose.types import Frame, Poses
+from hgpose.types import LONGEST_GAP_S, Frame, Poses
 
 #: Of a live source, which has no timestamps of a container.
 _LIVE_TIME_BASE = Fraction(1, 90_000)
+#: MP4 counts the ticks between two frames with 31 bits: a finer time base cannot hold the longest gap.
+_FINEST_TIME_BASE = Fraction(LONGEST_GAP_S, 2**31)
 #: Veryfast takes a fifth more CPU time than superfast; its files are less than half as large.
 #: Without B-frames packets stand in display order, so that times and duration are the source's.
 _X264 = {"preset": "veryfast", "crf": "20", "bf": "0"}
@@ -68,6 +70,8 @@ class OverlayVideo(FileSink):
         info = self._run.info
         self._rate = info.fps or Fraction(1)
         self._time_base = info.time_base or _LIVE_TIME_BASE
+        if self._time_base < _FINEST_TIME_BASE:
+            self._time_base = _LIVE_TIME_BASE
         self._video = self._out.add_stream("libx264", rate=self._rate, options=_X264)
         self._video.width, self._video.height = info.width, info.height
         self._video.pix_fmt = "yuv444p" if info.width % 2 or info.height % 2 else "yuv420p"

@@ -19,7 +19,8 @@ from hgpose.types import Frame, SourceInfo
 #: What counts as an image inside a folder. A file given by name is tried whatever its suffix.
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _GLOB = re.compile(r"[*?\[]")
-_FAILURES_NAMED = 3
+#: A sentence names no more.
+FAILURES_NAMED = 3
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -136,12 +137,12 @@ def natural_key(path: PurePath) -> list[list[str | int]]:
 
 
 def describe_failures(failures: Sequence[tuple[str, str]], count: int | None) -> str | None:
-    """How many of so many images could not be read, and the first reasons; ``None`` if all could."""
+    """How many of so many images could not be read, and why, of many the first; ``None`` if all could."""
     if not failures:
         return None
-    reasons = "; ".join(reason for _, reason in failures[:_FAILURES_NAMED])
-    more = "; ..." if len(failures) > _FAILURES_NAMED else ""
-    return f"{len(failures)} of {count} images could not be read: {reasons}{more}"
+    many = len(failures) > FAILURES_NAMED
+    reasons = f", for one {failures[0][1]}" if many else f": {'; '.join(reason for _, reason in failures)}"
+    return f"{len(failures)} of {count} images could not be read{reasons}"
 
 
 class ImageSource:
@@ -171,7 +172,7 @@ class ImageSource:
 
     @property
     def damage(self) -> str | None:
-        """After iterating: how many images could not be read, and the first reasons, or ``None``."""
+        """After iterating: how many images could not be read, and why, or ``None``."""
         return describe_failures(self.failures, len(self._images))
 
     def __enter__(self) -> Self:

@@ -7,7 +7,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -24,7 +24,7 @@ from av.sidedata.sidedata import SideDataContainer
 from numpy.typing import NDArray
 
 from hgpose.errors import InputError, OptionsError
-from hgpose.types import Frame, SourceInfo
+from hgpose.types import LONGEST_GAP_S, Frame, SourceInfo
 
 #: What counts as a video inside a folder. A file given by name is tried whatever its suffix.
 VIDEO_SUFFIXES = frozenset(
@@ -41,9 +41,31 @@ _PROTOCOLS = {
 }
 _URL = re.compile(rf"({'|'.join(_PROTOCOLS)})://", re.IGNORECASE)
 _NETWORK_TIMEOUT_S = 10.0
+#: What it means that a stream cannot be opened, and what to do; the first kind that fits says it.
+_NO_STREAM: tuple[tuple[type[BaseException], str], ...] = (
+    (
+        av.HTTPUnauthorizedError,
+        "the server asks for a user and password (401); put them into the URL, as http://USER:PASSWORD@HOST/",
+    ),
+    (
+        av.HTTPForbiddenError,
+        "the server refuses it (403 Forbidden); check that it may be read without logging in",
+    ),
+    (av.HTTPNotFoundError, "the server has no such file (404 Not Found); check the address"),
+    (av.HTTPTooManyRequestsError, "the server gets too many requests (429); try again later"),
+    (av.HTTPClientError, "the server does not accept the request (4xx); check the address"),
+    (av.HTTPServerError, "the server failed (5xx); try again later"),
+    (
+        av.InvalidDataError,
+        "what the server sends is no video, or ends before it is one; see in a browser what is there",
+    ),
+    (ConnectionRefusedError, "nothing answers there (connection refused); check host, port and server"),
+    (OSError, "no such host, or what it sends is no video; check the address in a browser"),
+)
 #: A container's declared duration is trusted no closer than this.
 _DURATION_SLACK_S = 0.5
 _FALLBACK_FPS = Fraction(25)
+_LONGEST_GAP_H = LONGEST_GAP_S // 3600
 
 
 @dataclass(frozen=True)
@@ -95,8 +117,9 @@ class VideoSource:
     """A video as a player shows it: turned by its rotation metadata, with square pixels.
 
     The frame rate is the container's, exact; each frame has the container's own timestamp. A frame
-    without one, or with one before its predecessor's, comes 1 / fps after its predecessor. If the
-    picture size changes on the way, later frames are scaled to the first one's.
+    without one, or with one before its predecessor's, comes 1 / fps after its predecessor, as does one
+    that is :data:`~hgpose.types.LONGEST_GAP_S` late: then the file is damaged, and the frames after it
+    keep their distance. If the picture size changes on the way, later frames are scaled to the first one's.
 
     Skipped frames are decoded all the same, so ``Frame.index`` always counts from the first frame of
     the video; containers do not tell reliably how many frames lie before a place to seek to.
@@ -211,6 +234,7 @@ class VideoSource:
     def _open(self, resources: ExitStack) -> tuple[InputContainer, str, Path | None]:
         location = self._location
         url = _URL.match(location) if isinstance(location, str) else None
+        self._is_url = url is not None
         try:
             if url and isinstance(location, str):
                 parts = urlsplit(location)
@@ -241,13 +265,15 @@ class VideoSource:
                     file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace"
                 )
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise InputError(_why_not(str(location) if path else name, error)) from error
+            why = _why_no_stream(name, error) if url else _why_not(str(location) if path else name, error)
+            raise InputError(why) from error
         return resources.enter_context(container), name, path
 
     def _decode(self, container: InputContainer, stream: av.VideoStream) -> Generator[av.VideoFrame]:
         """All frames that can be decoded, in display order; notes what goes wrong."""
         last_dts: int | None = None
         reached_s = 0.0
+        failure: Exception | None = None
         try:
             # All streams are read, as only together they tell where the file ends.
             for packet in container.demux():
@@ -267,14 +293,31 @@ class VideoSource:
                     self._problems["a frame is damaged"] += 1
                 yield from frames
         except (av.FFmpegError, OSError) as error:
-            self._problems[f"reading failed: {_reason(error)}"] += 1
+            failure = error
+            # After an end that is one the decoder gives out what it has held back.
+            with suppress(av.FFmpegError):
+                yield from stream.decode(None)
         entries = len(stream.index_entries)
         indexed = stream.index_entries[entries - 1].timestamp if entries else None
         missing_s = ((container.start_time or 0) + (container.duration or 0)) / av.time_base - reached_s
-        if (
+        cut = (
             indexed is not None and last_dts is not None and indexed > last_dts
-        ) or missing_s > _DURATION_SLACK_S:
+        ) or missing_s > _DURATION_SLACK_S
+        if failure is not None and (problem := self._why_ended(container, failure, cut)):
+            self._problems[problem] += 1
+        if cut:
             self._problems["cut short: it ends before the end that it declares"] += 1
+
+    def _why_ended(self, container: InputContainer, failure: Exception, cut: bool) -> str | None:
+        """What it means that no more could be read; ``None`` if it is nothing to worry about."""
+        if not self._is_url or isinstance(failure, av.ExitError):
+            return f"reading failed: {_reason(failure)}"
+        if cut or container.size > 0:
+            return "the connection broke off; run it again"
+        # A server that tells no length ends a whole file so, too; ffmpeg takes it for an error.
+        if container.duration:
+            return None
+        return "the connection ended, and the server had not said where: check that the end is there"
 
     def _select(
         self, decoded: Iterable[av.VideoFrame], display: _Display, fps: Fraction, timed: bool
@@ -282,12 +325,19 @@ class VideoSource:
         """The asked-for frames, as pictures with index and time."""
         first_time: Fraction | None = None
         time: Fraction | None = None
+        # By how much the container's clock has jumped.
+        jumped = Fraction(0)
         yielded_from: int | None = None
         for index, frame in enumerate(decoded):
             due = Fraction(0) if time is None else time + 1 / fps
             stamp = due
             if timed and frame.pts is not None and frame.time_base is not None:
-                stamp = frame.pts * frame.time_base
+                own = frame.pts * frame.time_base
+                # A clock that jumped may jump back.
+                stamp = own if time is not None and time <= own <= time + LONGEST_GAP_S else own - jumped
+                if time is not None and stamp - time > LONGEST_GAP_S:
+                    self._problems[f"a time more than {_LONGEST_GAP_H} hours after the one before"] += 1
+                    jumped, stamp = own - due, due
             time = due if time is not None and stamp < time else stamp
             first_time = time if first_time is None else first_time
             since_first_s = float(time - first_time)
@@ -304,6 +354,13 @@ class VideoSource:
 def _why_not(location: str, error: Exception) -> str:
     why = _reason(error)
     return f"{location}: cannot be opened as a video ({why}); check the name and that it plays in a player"
+
+
+def _why_no_stream(name: str, error: Exception) -> str:
+    for kind, what in _NO_STREAM:
+        if isinstance(error, kind):
+            return f"{name}: {what}"
+    return f"{name}: cannot be opened ({_reason(error)}); check the address and that the server runs"
 
 
 def _reason(error: Exception) -> str:
