@@ -27,9 +27,11 @@ from typing import Any
 import av
 import duckdb
 import filelock
+import fsspec
 import pyarrow.dataset
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from media import picture, write_clip
 from PIL import Image
 
@@ -593,8 +595,11 @@ def test_a_store_behind_a_uri(tree: Path, how: EstimatorOptions, done: Path, tmp
         assert summary.failures == []
         found = download(f"{bucket}/out")
         assert keypoints(found) == keypoints(files(done))
-        summary = process_batch([f"{bucket}/in"], f"{bucket}/out", how, what, BatchOptions(1))
+        # A scheme may be written in capitals, and a file reached twice is one.
+        inputs = [f"{bucket}/in".replace("s3:", "S3:")]
+        summary = process_batch(inputs, f"S3{bucket[2:]}/out", how, what, BatchOptions(1))
         assert summary.kept == 4 and summary.summaries == []
+        assert found_in([*inputs, f"{bucket}/in"]) == found_in([f"{bucket}/in", *inputs])
         # To a folder, from a pattern, and back.
         process_batch([f"{bucket}/in/ph*/*.png"], tmp_path, how, WHAT, BatchOptions(1))
         assert set(files(tmp_path)) > {"photos/img0.png", "photos/keypoints.json"}
@@ -618,9 +623,57 @@ def test_file_uris_are_paths(tmp_path: Path, how: EstimatorOptions) -> None:
         assert (out / "keypoints.csv").exists()
 
 
-def test_a_scheme_nobody_knows_is_wrong_usage(tmp_path: Path, how: EstimatorOptions) -> None:
-    with pytest.raises(OptionsError, match="nowhere"):
-        process_batch(["nowhere://bucket/in"], tmp_path, how, WHAT)
+def test_schemes_are_of_any_case(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 2)
+    items, _ = find_items([f"FILE://{tmp_path}/in", f"local://{tmp_path}/in"], "out")
+    assert [item.locations for item in items] == [[str(tmp_path / "in" / f"img{i}.png") for i in range(2)]]
+
+
+@pytest.mark.parametrize("scheme", ["nowhere", "memory", "MEMORY", "dir", "github", "reference"])
+def test_schemes_that_hold_nothing_are_wrong_usage(
+    scheme: str, tree: Path, tmp_path: Path, how: EstimatorOptions
+) -> None:
+    with pytest.raises(OptionsError, match=f"(?i){scheme}://"):
+        process_batch([f"{scheme}://bucket/in"], tmp_path, how, WHAT)
+    with pytest.raises(OptionsError, match=f"(?i){scheme}://"):
+        process_batch([str(tree)], f"{scheme}://bucket/out", how, WHAT)
+
+
+class _Cut(LocalFileSystem):
+    """A store that shows a file while it is written, and whose line is cut at the tenth byte of some."""
+
+    protocol = "cut"
+
+    def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
+        data = Path(lpath).read_bytes()
+        Path(rpath).write_bytes(data[:10])
+        if b"cut here" in data:
+            raise ConnectionError("the line is cut")
+        Path(rpath).write_bytes(data)
+
+    def pipe_file(self, path: str, value: bytes, *args: Any, **kwargs: Any) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            Path(file.name).write_bytes(value)
+            self.put_file(file.name, path)
+
+
+def test_a_file_whose_upload_is_cut_is_never_seen(tmp_path: Path) -> None:
+    fsspec.register_implementation("cut", _Cut, clobber=True)
+    place = Place.of(f"cut://{tmp_path}/out")
+    made = tmp_path / "made.csv"
+    for text in ("whole and long enough", "another that is whole"):
+        made.write_text(text)
+        place.move_in(made, "a/b.csv")
+        place.write("a/c.json", text.encode())
+        assert place.read("a/b.csv") == place.read("a/c.json") == text.encode()
+    made.write_text("this will be cut here")
+    for name in ("a/b.csv", "a/new.csv"):
+        with pytest.raises(OutputError, match=f"cannot write .*{name}.*the line is cut"):
+            place.move_in(made, name)
+        with pytest.raises(OutputError, match="the line is cut"):
+            place.write(name, made.read_bytes())
+    assert sorted(place.files()) == ["a/b.csv", "a/c.json"]
+    assert place.read("a/b.csv") == b"another that is whole"
 
 
 # ---- what inputs stand for ----
