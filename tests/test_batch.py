@@ -397,13 +397,42 @@ def test_inputs_are_not_written_over(tmp_path: Path, how: EstimatorOptions) -> N
     assert {name: data for name, data in files(tmp_path).items() if name != "failures.json"} == before
 
 
+def test_videos_of_one_stem_have_results_of_their_own(tmp_path: Path, how: EstimatorOptions) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    write_images(folder, 1)
+    write_clip(folder / "a.mp4", frames=3)
+    what = replace(WHAT, save=("csv", "parquet"))
+    assert process_batch([str(folder)], out, how, what, BatchOptions(1)).failures == []
+    before = files(out)
+    for name in ("a.mov", "keypoints.mkv"):
+        write_clip(folder / name, frames=4)
+    summary, notes = rerun(folder, out, how, what)
+    assert summary.failures == [] and summary.kept == 1 and len(summary.summaries) == 3
+    assert "3 videos share a stem" in notes[0] and notes[0].endswith("a.mov, a.mp4, ...")
+    after = files(out)
+    assert set(after) - set(before) == {
+        "a.mov.csv", "a.mp4.csv", "keypoints.mkv.csv", "keypoints.parquet/source=a.mov/part-0.parquet",
+        "keypoints.parquet/source=keypoints.mkv/part-0.parquet",
+    }  # fmt: skip
+    assert after.items() >= before.items() and after["a.mp4.csv"] == before["a.csv"] != after["a.mov.csv"]
+    # Whatever is given first.
+    videos = [str(folder / name) for name in ("a.mp4", "a.mov")]
+    assert found_in(videos) == found_in(videos[::-1]) == ({"a.mov": ["a.mov"], "a.mp4": ["a.mp4"]}, [])
+    summary, _ = rerun(folder, out, how, what)
+    assert summary.kept == 4 and summary.failures == []
+
+
 def test_results_that_would_have_one_name_are_refused(tmp_path: Path, how: EstimatorOptions) -> None:
-    write_images(tmp_path / "in", 1)
-    for name in ("a.mp4", "a.mov", "keypoints.mkv"):
-        write_clip(tmp_path / "in" / name, frames=3)
-    summary = process_batch([str(tmp_path / "in")], tmp_path / "out", how, WHAT, BatchOptions(1))
-    assert len(summary.failures) == 2 and all("would replace those of" in why for _, why in summary.failures)
-    assert len(summary.summaries) == 2
+    for name in ("1/a.mp4", "2/a.mp4"):
+        (tmp_path / name).parent.mkdir()
+        write_clip(tmp_path / name, frames=3)
+    given = [str(tmp_path / "1" / "a.mp4"), str(tmp_path / "2" / "a.mp4")]
+    what = replace(WHAT, save=("csv",))
+    for inputs, kept in ((given, 0), (given[::-1], 1)):
+        summary = process_batch(inputs, tmp_path / "out", how, what, BatchOptions(1))
+        ((refused, why),) = summary.failures
+        assert refused == given[1] and f"would replace those of {given[0]}" in why
+        assert summary.kept == kept
 
 
 def test_a_second_batch_keeps_out(tree: Path, tmp_path: Path, how: EstimatorOptions) -> None:
