@@ -44,7 +44,7 @@ class PoseResults:
 
 
 def load_results(path: Path, truth: PoseSet, images: CocoImages | None = None) -> PoseResults:
-    """Predicted people from hgpose JSON, hgpose CSV (wide) or COCO results.
+    """Predicted people from whatever :func:`hgpose.results.open_results` reads, but YOLO's.
 
     Images are matched by file name, a path relative to any folder above them, or by COCO's image id;
     people on other images are left out. Keypoints are matched by name; COCO results have none, there
@@ -63,6 +63,11 @@ def load_results(path: Path, truth: PoseSet, images: CocoImages | None = None) -
     rows: list[_Person] = []
     stranger: str | int | None = None
     with open_results(path) as results:
+        if results.is_relative:
+            raise InputError(
+                f"{path}: its points are shares of the pictures; give the JSON that "
+                "hgpose convert --to json --source IMAGES makes of it"
+            )
         names = results.keypoint_set.names
         for frame in results.frames:
             if not frame.name and results.kind != "coco":
