@@ -72,7 +72,8 @@ def file_system(uri: str) -> tuple[Any, str]:
         raise InputError(f"{shown(uri)}: cannot be reached ({_reason(error)})") from error
     # Those that need arguments besides a URI say so in ways of their own.
     except Exception as error:
-        raise OptionsError(f"{shown(uri)}: {scheme}:// cannot be used ({_reason(error)})") from error
+        reason = f"{scheme}:// cannot be opened by a URI alone ({_reason(error)})"
+        raise OptionsError(f"{shown(uri)}: {reason}") from error
     if isinstance(system, MemoryFileSystem):
         raise OptionsError(
             f"{shown(uri)}: {scheme}:// is the memory of one process, gone with it and unseen by workers; "

@@ -117,6 +117,17 @@ def test_shares_of_a_picture_become_px(tmp_path: Path) -> None:
             np.testing.assert_allclose(found.poses.boxes, poses.boxes, atol=0.01)
 
 
+def test_nobody_is_lost_for_want_of_a_box(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=5, size_wh=(640, 480))
+    (made,) = convert(write(tmp_path, "csv-long", EACH), tmp_path / "out", ["yolo"], clip)
+    with open_results(made) as read:
+        for found, poses in zip(read.frames, EACH, strict=True):
+            assert found.poses.ids.tolist() == poses.ids.tolist()
+            corners = found.poses.boxes.reshape(-1, 2, 2) * np.array([640, 480]) - 0.5
+            np.testing.assert_allclose(corners[:, 0], poses.keypoints.min(axis=1), atol=0.01)
+            np.testing.assert_allclose(corners[:, 1], poses.keypoints.max(axis=1), atol=0.01)
+
+
 def images(folder: Path) -> Path:
     for i in range(4):
         write_png(folder / "sub" / f"{i}.png", np.full((40 + i, 60, 3), 50 * i, np.uint8))

@@ -274,6 +274,7 @@ def test_yolo_never_leaves_the_picture(tmp_path: Path) -> None:
     poses.boxes[1] = -20, -20, 700, 500
     poses.boxes[2] = 650, 0, 700, 20
     poses.boxes[3] = np.nan
+    poses.keypoints[3] = np.nan
     label = write(tmp_path, "yolo", [poses]) / "labels" / "k_1.txt"
     table = pd.read_csv(label, sep=" ", header=None).to_numpy(np.float64)
     assert table[:, -1].tolist() == [1, 2]
