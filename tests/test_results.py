@@ -235,6 +235,14 @@ def test_broken_results(tmp_path: Path, name: str, content: Any, message: str) -
     assert name in str(error.value)
 
 
+def test_who_has_no_score_has_the_mean_of_the_keypoints(tmp_path: Path) -> None:
+    rows = "0,0,a/1.jpg,,neck,1,2,0.5\n0,0,a/1.jpg,,head_top,3,4,1\n"
+    (tmp_path / "r_long.csv").write_text(f"frame,time_s,name,person,keypoint,x,y,score\n{rows}")
+    results = load_results(tmp_path / "r_long.csv", TRUTH)
+    assert results.scores.tolist() == [0.75] and results.image_ids.tolist() == [5]
+    assert results.points[0, LSP14.index("head_top")].tolist() == [3, 4]
+
+
 def test_shares_of_a_picture_are_no_predictions(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     with pytest.raises(InputError, match="shares of the pictures; give the JSON"):
