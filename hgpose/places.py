@@ -19,7 +19,7 @@ from hgpose.errors import InputError, OptionsError, OutputError
 
 T = TypeVar("T")
 
-_URI = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 #: Schemes of paths on this machine.
 _OF_PATHS = {"file", "local"}
 #: Schemes of stores in which an object appears when its upload is complete, and not at all if it is cut.
