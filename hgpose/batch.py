@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import av
@@ -212,6 +212,12 @@ class _Manifest:
         """What there is to know of an input."""
         return self._records.get(key)
 
+    def files_of(self, label: str) -> set[str]:
+        """The results of an input, also those by a name that it had before it shared its stem."""
+        location = _absolute(label)
+        own = [record for record in self._records.values() if _absolute(record["input"]) == location]
+        return {name for record in own for name in record["files"]}
+
     def begun(self, key: str) -> bool:
         """Whether the input's results are there or may be: then they may be replaced."""
         record = self._records.get(key)
@@ -288,7 +294,7 @@ def _to_do(
                 again.setdefault(why, []).append(item.label)
             elif not manifest.begun(key) and not what.overwrite:
                 for name in results:
-                    if name in manifest.there:
+                    if name in manifest.there and name not in manifest.files_of(item.label):
                         raise OutputError(
                             f"{place}/{name} already exists; pass --overwrite to replace it or choose "
                             "another -o"
@@ -296,6 +302,12 @@ def _to_do(
             yield _Job(item, key, now)
         except (InputError, OutputError) as error:
             summary.failures.append((item.label, str(error)))
+    if full := [item for item in items if item.is_called_in_full]:
+        names = ", ".join(PurePosixPath(item.name).name for item in full[:2])
+        progress.notes.append(
+            f"{len(full)} videos share a stem with others in their folder; results are called by the whole "
+            f"name: {names}{', ...' if len(full) > 2 else ''}"
+        )
     if summary.kept:
         progress.notes.append(f"{summary.kept} of {progress.inputs} inputs are done already")
     for why, labels in again.items():

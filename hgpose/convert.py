@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -33,7 +34,8 @@ def convert(
         out: folder for the files; made if need be. They are called by the name of ``results``.
         kinds: see :data:`hgpose.sinks.SINKS`. The overlay needs ``source``.
         source: the video, or the folder of images or the image, that the results are of. Needed where
-            they do not tell its size and rate: all but hgpose's JSON, JSON lines and Parquet.
+            they do not tell its size and rate: all but hgpose's JSON, JSON lines and Parquet. YOLO's are
+            shares of its size.
         style: how overlays are drawn.
         overwrite: replace files that are there.
 
@@ -105,7 +107,7 @@ def _joined(results: Results, source: Source) -> Iterator[tuple[Frame, Poses]]:
     found = next(results.frames, None)
     for frame in source:
         if found is not None and _is_of(found, frame):
-            yield frame, found.poses
+            yield frame, _in_px(found.poses, frame) if results.is_relative else found.poses
             found = next(results.frames, None)
         elif results.has_empty_frames and found is None:
             break
@@ -121,4 +123,15 @@ def _joined(results: Results, source: Source) -> Iterator[tuple[Frame, Poses]]:
 
 
 def _is_of(found: ResultFrame, frame: Frame) -> bool:
-    return found.name == frame.name if found.name and frame.name else found.index == frame.index
+    if found.name and frame.name:
+        # Some kinds call a file by its image, without the suffix.
+        return found.name in (frame.name, str(PurePosixPath(frame.name).with_suffix("")))
+    return found.index == frame.index
+
+
+def _in_px(poses: Poses, frame: Frame) -> Poses:
+    """Shares of a picture as image px; its corner is half a pixel from the centre of its first pixel."""
+    size = np.array(frame.image.shape[1::-1], np.float32)
+    corners = poses.boxes.reshape(-1, 2, 2) * size - np.float32(0.5)
+    points = poses.keypoints * size - np.float32(0.5)
+    return replace(poses, keypoints=points, boxes=corners.reshape(-1, 4))

@@ -43,6 +43,12 @@ class Item:
         """Paths and URIs of its files."""
         return [location for location, _ in self.files]
 
+    @property
+    def is_called_in_full(self) -> bool:
+        """Whether its name is all of the video's, for there is another of the same stem."""
+        name = PurePosixPath(self.name).name
+        return not self.is_set and name == self.source != PurePosixPath(self.source).stem
+
 
 #: A file: its path or URI, and its path below the folder that is mirrored.
 _File = tuple[str, str]
@@ -55,7 +61,8 @@ def find_items(inputs: Sequence[str], out: str) -> tuple[list[Item], list[tuple[
         inputs: folders (with all below), files, glob patterns, text files with an input a line, or URIs
             of the same. Names of results are relative to a folder, to the part of a pattern before its
             first wildcard, or to the folder that all files of a list have in common. Of several inputs
-            each folder keeps its own name.
+            each folder keeps its own name. Videos of one folder that differ in nothing but their suffix
+            keep it.
         out: folder for results; what is in it is no input unless it is named.
 
     Returns:
@@ -80,22 +87,30 @@ def _is_list(given: str) -> bool:
 def _items(found: Iterable[_File], fail: Callable[[str, str], None]) -> list[Item]:
     items: list[Item] = []
     sets: dict[str, dict[str, str]] = {}
+    videos: list[tuple[str, PurePosixPath]] = []
+    called: dict[str, set[str]] = {}
     for location, name in found:
         path = PurePosixPath(name)
         if path.suffix.lower() in IMAGE_SUFFIXES:
             images = sets.setdefault(str(path.parent), {})
             if (other := images.setdefault(path.name, location)) != location:
                 fail(location, f"{shown(location)}: would be called {name}, as {shown(other)} is; rename one")
+            called.setdefault(str(path.with_name(_SET_STEM)), set()).add(_SET_STEM)
         else:
-            stem = str(path.with_suffix(""))
-            items.append(Item(stem, shown(location), path.name, False, ((location, path.name),)))
+            videos.append((location, path))
+            called.setdefault(str(path.with_suffix("")), set()).add(path.name)
+    for location, path in videos:
+        stem = str(path.with_suffix(""))
+        name = stem if len(called[stem]) == 1 else str(path)
+        items.append(Item(name, shown(location), path.name, False, ((location, path.name),)))
     for folder, images in sets.items():
         names = sorted(images, key=lambda name: (natural_key(PurePosixPath(name)), name))
         label = shown(images[names[0]]).removesuffix(names[0]).rstrip("/") or "."
         files = tuple((images[name], name) for name in names)
         source = "images" if folder == "." else folder
         items.append(Item(str(PurePosixPath(folder, _SET_STEM)), label, source, True, files))
-    return sorted(items, key=lambda item: natural_key(PurePosixPath(item.name)))
+    # Of two that have one name all the same, the first is done: that must not depend on the order given.
+    return sorted(items, key=lambda item: [natural_key(PurePosixPath(n)) for n in (item.name, item.label)])
 
 
 def _wanted(name: str) -> bool:

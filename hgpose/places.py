@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,11 @@ from hgpose.errors import InputError, OptionsError, OutputError
 T = TypeVar("T")
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+#: Schemes of paths on this machine.
+_OF_PATHS = {"file", "local"}
+#: Schemes of stores in which an object appears when its upload is complete, and not at all if it is cut.
+#: There, moving is copying, so files are put where they belong at once.
+_WHOLE_OR_NOT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 #: What of a URI belongs in no message: user and password, query.
 _SECRETS = re.compile(r"(?<=//)[^/]*@|[?#].*", re.DOTALL)
 
@@ -29,10 +35,12 @@ def is_uri(location: str) -> bool:
 
 
 def as_path(location: str) -> str:
-    """``file:///folder`` as the path that it is; all else as it stands."""
-    if not location.startswith("file://"):
+    """``file:///folder`` as the path that it is; other URIs with their scheme in small letters."""
+    if not is_uri(location):
         return location
-    return str(file_system(location)[1])
+    scheme, rest = location.split("://", 1)
+    location = f"{scheme.lower()}://{rest}"
+    return str(file_system(location)[1]) if scheme.lower() in _OF_PATHS else location
 
 
 def shown(location: str) -> str:
@@ -44,19 +52,33 @@ def file_system(uri: str) -> tuple[Any, str]:
     """fsspec's file system of a URI, and the path in it.
 
     Raises:
-        OptionsError: a scheme that fsspec does not know, or whose package is missing.
+        OptionsError: a scheme that fsspec does not know, whose package is missing, that needs more than a
+            URI, or that is of the memory of one process.
+        InputError: its host does not answer.
     """
     import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
 
+    scheme = uri.split(":")[0]
     try:
         # A listing kept from before knows nothing of what other machines write.
         system, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except ImportError as error:
-        scheme = uri.split(":")[0]
         extra = "pip install 'hgpose[s3]'" if scheme == "s3" else str(error)
         raise OptionsError(f"{shown(uri)}: a package is missing: {extra}") from None
     except ValueError as error:
         raise OptionsError(f"{shown(uri)}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{shown(uri)}: cannot be reached ({_reason(error)})") from error
+    # Those that need arguments besides a URI say so in ways of their own.
+    except Exception as error:
+        reason = f"{scheme}:// cannot be opened by a URI alone ({_reason(error)})"
+        raise OptionsError(f"{shown(uri)}: {reason}") from error
+    if isinstance(system, MemoryFileSystem):
+        raise OptionsError(
+            f"{shown(uri)}: {scheme}:// is the memory of one process, gone with it and unseen by workers; "
+            "take a folder or a store"
+        )
     return system, path.rstrip("/")
 
 
@@ -104,7 +126,10 @@ def local_files(locations: Sequence[str]) -> Iterator[list[Path]]:
 
 
 class Place(ABC):
-    """A folder for results; names are relative paths with forward slashes."""
+    """A folder for results; names are relative paths with forward slashes.
+
+    Under its name a file is whole: what writes it fails, or is killed, before it stands there.
+    """
 
     @staticmethod
     def of(location: str | Path) -> Place:
@@ -200,6 +225,7 @@ class _Remote(Place):
     def __init__(self, uri: str) -> None:
         self._uri = uri.rstrip("/")
         self._system, self._path = file_system(self._uri)
+        self._is_whole_or_not = self._uri.split(":")[0] in _WHOLE_OR_NOT
 
     def __str__(self) -> str:
         return shown(self._uri)
@@ -227,8 +253,8 @@ class _Remote(Place):
         return remote(f"{self._uri}/{name}", cat)
 
     def write(self, name: str, data: bytes) -> None:
-        with self._writing(name):
-            self._system.pipe_file(f"{self._path}/{name}", data)
+        with self._writing(name), self._making(f"{self._path}/{name}") as path:
+            self._system.pipe_file(path, data)
 
     def move_in(self, path: Path, name: str) -> None:
         files = [path]
@@ -238,8 +264,8 @@ class _Remote(Place):
         for file in files:
             inside = file.relative_to(path).as_posix()
             target = name if inside == "." else f"{name}/{inside}"
-            with self._writing(target):
-                self._system.put_file(str(file), f"{self._path}/{target}")
+            with self._writing(target), self._making(f"{self._path}/{target}") as made:
+                self._system.put_file(str(file), made)
 
     def remove(self, name: str = "") -> None:
         path = f"{self._path}/{name}".rstrip("/")
@@ -249,6 +275,27 @@ class _Remote(Place):
 
     def workshop(self) -> Path:
         return Path(tempfile.mkdtemp(prefix="hgpose-"))
+
+    @contextmanager
+    def _making(self, final: str) -> Iterator[str]:
+        """Where to write a file that shall be ``final``."""
+        if self._is_whole_or_not:
+            yield final
+            return
+        folder = final.rpartition("/")[0]
+        part = f"{folder}/.hgpose-{uuid.uuid4().hex}.part"
+        self._system.makedirs(folder, exist_ok=True)
+        try:
+            yield part
+            # Not all replace a file by moving; for a moment there is none.
+            if self._system.exists(final):
+                self._system.rm_file(final)
+            self._system.mv(part, final)
+        except BaseException:
+            # Where nothing can be written nothing can be removed.
+            with suppress(Exception):
+                self._system.rm_file(part)
+            raise
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:

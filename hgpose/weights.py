@@ -151,7 +151,7 @@ def _wrong_fields(card: Card) -> list[str]:
     """What a card says that cannot be, as ``field = value``."""
     numbers = int | float
     sound = {
-        "name": isinstance(card.name, str),
+        "name": isinstance(card.name, str) and card.name.isprintable(),
         "task": card.task in ("pose", "person"),
         "architecture": isinstance(card.architecture, dict),
         "input_px": type(card.input_px) is int and 0 < card.input_px <= MAX_INPUT_PX,

@@ -35,7 +35,7 @@ from hgpose.chunks import IMAGES, Chunking, ChunkStore
 from hgpose.errors import HgposeError, OptionsError
 from hgpose.estimate import Estimator, load_estimator
 from hgpose.inputs import Item
-from hgpose.keypoints import BODY19
+from hgpose.keypoints import BODY19, KeypointSet
 from hgpose.manifest import Origin
 from hgpose.options import EstimatorOptions, VideoOptions
 from hgpose.pipeline import Summary, run
@@ -162,11 +162,11 @@ class Worker:
         """Does a task; whatever goes wrong is told in the outcome."""
         label = task.item.label
         try:
-            self._estimator  # noqa: B018
+            keypoint_set = self._estimator.keypoint_set
         except HgposeError as error:
             return Outcome(task.key, Summary(label), error)
         try:
-            summary = self._do(task)
+            summary = self._do(task, keypoint_set)
         except HgposeError as error:
             summary = Summary(label, error=str(error))
         # Whatever a decoder or a GPU answers to one input, the others shall be done.
@@ -174,9 +174,9 @@ class Worker:
             summary = Summary(label, error=unexpected(label, error))
         return Outcome(task.key, summary)
 
-    def _do(self, task: Task) -> Summary:
+    def _do(self, task: Task, keypoint_set: KeypointSet) -> Summary:
         place = self._place.below(f"{WORK}/{task.key}")
-        store = ChunkStore(place, self._estimator.keypoint_set, task.origin)
+        store = ChunkStore(place, keypoint_set, task.origin)
         with ExitStack() as stack:
             shop = place.workshop()
             stack.callback(shutil.rmtree, shop, ignore_errors=True)
@@ -195,7 +195,7 @@ class Worker:
                 item = replace(item, files=tuple(here))
                 if not task.finish:
                     # Once they are in store nobody asks for the overlays any more.
-                    store = ChunkStore(Place.of(shop / _CHUNKS), self._estimator.keypoint_set, task.origin)
+                    store = ChunkStore(Place.of(shop / _CHUNKS), keypoint_set, task.origin)
                 summary = self._images(item, task, store, kinds, shop)
             for name in results_of(item, kinds):
                 # An image that could not be read has no overlay.
@@ -321,10 +321,8 @@ def run_local(tasks: Sequence[Task], setup: Setup, devices: Sequence[str]) -> It
                     process = processes.get(i) or processes.setdefault(i, _Process(own))
                     given, attempts[i] = waiting.popleft()
                     process.give(given)
-            busy = {process.link: i for i, process in processes.items() if process.task}
-            for link in wait(list(busy)):
-                i = busy[link]  # type: ignore[index]
-                process = processes[i]
+            ready = wait([process.link for process in processes.values() if process.task])
+            for i, process in [(i, process) for i, process in processes.items() if process.link in ready]:
                 task, answer = process.task, process.take()
                 process.task = None
                 if isinstance(answer, Outcome):

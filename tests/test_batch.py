@@ -27,9 +27,11 @@ from typing import Any
 import av
 import duckdb
 import filelock
+import fsspec
 import pyarrow.dataset
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from media import picture, write_clip
 from PIL import Image
 
@@ -395,13 +397,42 @@ def test_inputs_are_not_written_over(tmp_path: Path, how: EstimatorOptions) -> N
     assert {name: data for name, data in files(tmp_path).items() if name != "failures.json"} == before
 
 
+def test_videos_of_one_stem_have_results_of_their_own(tmp_path: Path, how: EstimatorOptions) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    write_images(folder, 1)
+    write_clip(folder / "a.mp4", frames=3)
+    what = replace(WHAT, save=("csv", "parquet"))
+    assert process_batch([str(folder)], out, how, what, BatchOptions(1)).failures == []
+    before = files(out)
+    for name in ("a.mov", "keypoints.mkv"):
+        write_clip(folder / name, frames=4)
+    summary, notes = rerun(folder, out, how, what)
+    assert summary.failures == [] and summary.kept == 1 and len(summary.summaries) == 3
+    assert "3 videos share a stem" in notes[0] and notes[0].endswith("a.mov, a.mp4, ...")
+    after = files(out)
+    assert set(after) - set(before) == {
+        "a.mov.csv", "a.mp4.csv", "keypoints.mkv.csv", "keypoints.parquet/source=a.mov/part-0.parquet",
+        "keypoints.parquet/source=keypoints.mkv/part-0.parquet",
+    }  # fmt: skip
+    assert after.items() >= before.items() and after["a.mp4.csv"] == before["a.csv"] != after["a.mov.csv"]
+    # Whatever is given first.
+    videos = [str(folder / name) for name in ("a.mp4", "a.mov")]
+    assert found_in(videos) == found_in(videos[::-1]) == ({"a.mov": ["a.mov"], "a.mp4": ["a.mp4"]}, [])
+    summary, _ = rerun(folder, out, how, what)
+    assert summary.kept == 4 and summary.failures == []
+
+
 def test_results_that_would_have_one_name_are_refused(tmp_path: Path, how: EstimatorOptions) -> None:
-    write_images(tmp_path / "in", 1)
-    for name in ("a.mp4", "a.mov", "keypoints.mkv"):
-        write_clip(tmp_path / "in" / name, frames=3)
-    summary = process_batch([str(tmp_path / "in")], tmp_path / "out", how, WHAT, BatchOptions(1))
-    assert len(summary.failures) == 2 and all("would replace those of" in why for _, why in summary.failures)
-    assert len(summary.summaries) == 2
+    for name in ("1/a.mp4", "2/a.mp4"):
+        (tmp_path / name).parent.mkdir()
+        write_clip(tmp_path / name, frames=3)
+    given = [str(tmp_path / "1" / "a.mp4"), str(tmp_path / "2" / "a.mp4")]
+    what = replace(WHAT, save=("csv",))
+    for inputs, kept in ((given, 0), (given[::-1], 1)):
+        summary = process_batch(inputs, tmp_path / "out", how, what, BatchOptions(1))
+        ((refused, why),) = summary.failures
+        assert refused == given[1] and f"would replace those of {given[0]}" in why
+        assert summary.kept == kept
 
 
 def test_a_second_batch_keeps_out(tree: Path, tmp_path: Path, how: EstimatorOptions) -> None:
@@ -593,8 +624,11 @@ def test_a_store_behind_a_uri(tree: Path, how: EstimatorOptions, done: Path, tmp
         assert summary.failures == []
         found = download(f"{bucket}/out")
         assert keypoints(found) == keypoints(files(done))
-        summary = process_batch([f"{bucket}/in"], f"{bucket}/out", how, what, BatchOptions(1))
+        # A scheme may be written in capitals, and a file reached twice is one.
+        inputs = [f"{bucket}/in".replace("s3:", "S3:")]
+        summary = process_batch(inputs, f"S3{bucket[2:]}/out", how, what, BatchOptions(1))
         assert summary.kept == 4 and summary.summaries == []
+        assert found_in([*inputs, f"{bucket}/in"]) == found_in([f"{bucket}/in", *inputs])
         # To a folder, from a pattern, and back.
         process_batch([f"{bucket}/in/ph*/*.png"], tmp_path, how, WHAT, BatchOptions(1))
         assert set(files(tmp_path)) > {"photos/img0.png", "photos/keypoints.json"}
@@ -618,9 +652,57 @@ def test_file_uris_are_paths(tmp_path: Path, how: EstimatorOptions) -> None:
         assert (out / "keypoints.csv").exists()
 
 
-def test_a_scheme_nobody_knows_is_wrong_usage(tmp_path: Path, how: EstimatorOptions) -> None:
-    with pytest.raises(OptionsError, match="nowhere"):
-        process_batch(["nowhere://bucket/in"], tmp_path, how, WHAT)
+def test_schemes_are_of_any_case(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 2)
+    items, _ = find_items([f"FILE://{tmp_path}/in", f"local://{tmp_path}/in"], "out")
+    assert [item.locations for item in items] == [[str(tmp_path / "in" / f"img{i}.png") for i in range(2)]]
+
+
+@pytest.mark.parametrize("scheme", ["nowhere", "memory", "MEMORY", "dir", "github", "reference"])
+def test_schemes_that_hold_nothing_are_wrong_usage(
+    scheme: str, tree: Path, tmp_path: Path, how: EstimatorOptions
+) -> None:
+    with pytest.raises(OptionsError, match=f"(?i){scheme}://"):
+        process_batch([f"{scheme}://bucket/in"], tmp_path, how, WHAT)
+    with pytest.raises(OptionsError, match=f"(?i){scheme}://"):
+        process_batch([str(tree)], f"{scheme}://bucket/out", how, WHAT)
+
+
+class _Cut(LocalFileSystem):
+    """A store that shows a file while it is written, and whose line is cut at the tenth byte of some."""
+
+    protocol = "cut"
+
+    def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
+        data = Path(lpath).read_bytes()
+        Path(rpath).write_bytes(data[:10])
+        if b"cut here" in data:
+            raise ConnectionError("the line is cut")
+        Path(rpath).write_bytes(data)
+
+    def pipe_file(self, path: str, value: bytes, *args: Any, **kwargs: Any) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            Path(file.name).write_bytes(value)
+            self.put_file(file.name, path)
+
+
+def test_a_file_whose_upload_is_cut_is_never_seen(tmp_path: Path) -> None:
+    fsspec.register_implementation("cut", _Cut, clobber=True)
+    place = Place.of(f"cut://{tmp_path}/out")
+    made = tmp_path / "made.csv"
+    for text in ("whole and long enough", "another that is whole"):
+        made.write_text(text)
+        place.move_in(made, "a/b.csv")
+        place.write("a/c.json", text.encode())
+        assert place.read("a/b.csv") == place.read("a/c.json") == text.encode()
+    made.write_text("this will be cut here")
+    for name in ("a/b.csv", "a/new.csv"):
+        with pytest.raises(OutputError, match=f"cannot write .*{name}.*the line is cut"):
+            place.move_in(made, name)
+        with pytest.raises(OutputError, match="the line is cut"):
+            place.write(name, made.read_bytes())
+    assert sorted(place.files()) == ["a/b.csv", "a/c.json"]
+    assert place.read("a/b.csv") == b"another that is whole"
 
 
 # ---- what inputs stand for ----

@@ -25,6 +25,7 @@ from hgpose.errors import InputError, OptionsError, OutputError
 from hgpose.results import open_results
 from hgpose.sinks import SINKS, Run
 from hgpose.sinks.record import people
+from hgpose.sources.images import ImageSource, find_images
 from hgpose.sources.video import VideoSource
 from hgpose.types import Frame, ModelInfo, Poses, SourceInfo
 
@@ -86,7 +87,7 @@ def poses_on(clip: Path, folder: Path, kind: str, every: int = 1) -> tuple[Path,
     return sink.path, each
 
 
-@pytest.mark.parametrize("kind", ["csv", "coco", "alphapose", "mmpose", "openpose"])
+@pytest.mark.parametrize("kind", ["csv", "csv-long", "npz", "coco", "alphapose", "mmpose", "openpose", "dlc"])
 def test_a_source_tells_size_rate_and_times(tmp_path: Path, clip: Path, kind: str) -> None:
     results, each = poses_on(clip, tmp_path, kind)
     with pytest.raises(InputError, match="add --source"):
@@ -106,22 +107,71 @@ def test_a_source_tells_size_rate_and_times(tmp_path: Path, clip: Path, kind: st
                 np.testing.assert_allclose(found.poses.keypoints[:, i], poses.keypoints[:, k], atol=0.006)
 
 
+def test_shares_of_a_picture_become_px(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=5, size_wh=(640, 480))
+    (made,) = convert(write(tmp_path, "yolo", EACH), tmp_path / "out", ["json"], clip)
+    with open_results(made) as read:
+        for found, poses in zip(read.frames, EACH, strict=True):
+            assert found.poses.ids.tolist() == poses.ids.tolist()
+            np.testing.assert_allclose(found.poses.keypoints, poses.keypoints, atol=0.01)
+            np.testing.assert_allclose(found.poses.boxes, poses.boxes, atol=0.01)
+
+
+def test_nobody_is_lost_for_want_of_a_box(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=5, size_wh=(640, 480))
+    (made,) = convert(write(tmp_path, "csv-long", EACH), tmp_path / "out", ["yolo"], clip)
+    with open_results(made) as read:
+        for found, poses in zip(read.frames, EACH, strict=True):
+            assert found.poses.ids.tolist() == poses.ids.tolist()
+            corners = found.poses.boxes.reshape(-1, 2, 2) * np.array([640, 480]) - 0.5
+            np.testing.assert_allclose(corners[:, 0], poses.keypoints.min(axis=1), atol=0.01)
+            np.testing.assert_allclose(corners[:, 1], poses.keypoints.max(axis=1), atol=0.01)
+
+
 def images(folder: Path) -> Path:
     for i in range(4):
         write_png(folder / "sub" / f"{i}.png", np.full((40 + i, 60, 3), 50 * i, np.uint8))
     return folder
 
 
-@pytest.mark.parametrize("kind", ["csv", "coco", "alphapose"])
+@pytest.mark.parametrize(
+    "kind", ["csv", "csv-long", "npz", "coco", "alphapose", "mmpose", "openpose", "yolo", "dlc"]
+)
 def test_a_folder_of_images_tells_sizes(tmp_path: Path, kind: str) -> None:
     with SINKS[kind](tmp_path, "k", Run(IMAGES, ModelInfo("tiny", "0" * 64), EACH[1].keypoint_set)) as sink:
         for i in range(4):
-            sink.write(Frame(np.zeros((1, 1, 3), np.uint8), i, 0.0, f"sub/{i}.png"), make_poses(i % 2))
+            sink.write(Frame(np.zeros((480, 480, 3), np.uint8), i, 0.0, f"sub/{i}.png"), make_poses(i % 2))
     (made,) = convert(sink.path, tmp_path / "out", ["json"], images(tmp_path / "set"))
     frames = json.loads(made.read_text())["frames"]
     assert [(f["name"], f["width"], f["height"], len(f["people"])) for f in frames] == [
         (f"sub/{i}.png", 60, 40 + i, i % 2) for i in range(4)
     ]
+
+
+@pytest.mark.parametrize("kind", ["openpose", "yolo"])
+def test_images_are_known_without_their_suffix(tmp_path: Path, kind: str) -> None:
+    # As one sorts them with it; the numbers are no frames, and two share a stem.
+    names = ["a-b.png", "a.jpg", "a.png", "a_000000000002.png", "a_000000000010.png"]
+    for i, name in enumerate(names):
+        write_png(tmp_path / "set" / name, np.full((20 * i + 40, 60, 3), 9, np.uint8))
+    with (
+        ImageSource(find_images([tmp_path / "set"]), "set") as source,
+        SINKS[kind](tmp_path, "k", Run(source.info, ModelInfo("tiny", ""), EACH[1].keypoint_set)) as sink,
+    ):
+        for i, frame in enumerate(source):
+            sink.write(frame, make_people_on(frame, i % 2 + 1))
+    (made,) = convert(sink.path, tmp_path / "out", ["json"], tmp_path / "set")
+    frames = json.loads(made.read_text())["frames"]
+    assert [(f["name"], len(f["people"])) for f in frames] == [
+        (name, i % 2 + 1) for i, name in enumerate(names)
+    ]
+
+
+def make_people_on(frame: Frame, count: int) -> Poses:
+    """People who lie within a picture."""
+    poses = make_poses(count)
+    share = np.float32(min(frame.image.shape[:2]) / 500)
+    return replace(poses, keypoints=poses.keypoints * share, boxes=poses.boxes * share)
 
 
 def pictures(path: Path) -> list[np.ndarray]:
@@ -223,14 +273,41 @@ BROKEN: list[tuple[str, str | None, str]] = [
     ("r.json", '[{"instances": []}]', "malformed"),
     ("r.json", HEADER[:-1] + ', "frames": [{"frame": 0', "cannot be read as JSON"),
     ("r.json", HEADER[:-1] + ', "frames": [{"frame": 0}]}', "malformed"),
-    ("r.json", HEADER[:-1] + ', "frames": [] ', ""),
+    ("r.json", HEADER[:-1] + ', "frames": [], "more": 1} ', ""),
+    ("r.json", HEADER[:-1] + ', "frames": [] ', "was cut short"),
+    ("r.json", HEADER[:-1] + ', "frames": []} {', "end expected"),
+    ("r.json", "[] []", "end expected"),
     ("r.json", '{"frames": [], "schema": "hgpose/1"}', "neither hgpose JSON"),
     ("r.jsonl", "", "cannot be read as JSON"),
     ("r.jsonl", HEADER + "\n{", "cannot be read as JSON"),
-    ("r.csv", "frame,time_s,person,keypoint,x,y,score\n", "not hgpose's wide CSV"),
+    ("r.csv", "frame,time_s,person,keypoint,x,y,score\n", ""),
+    ("r.csv", "frame,time_s,person,keypoint,x,y\n", "neither hgpose's CSV"),
+    ("r.csv", "frame,time_s,person,keypoint,x,y,score\n0,0,1,neck,1,2,3\n0,0,1,neck,1", "was cut short"),
+    (
+        "r.csv",
+        "frame,time_s,person,keypoint,x,y,score\n0,0,1,neck,1,2,3\n0,0,1,nose,1,2,3\n1,0,1,neck,1,2,3\n",
+        "frame 1 has not all keypoints",
+    ),
+    ("r.csv", "scorer,a,a\nbodyparts,neck,neck\ncoords,x,y\n", "not DeepLabCut's predictions"),
+    (
+        "r.csv",
+        "scorer,a,a,a\nbodyparts,neck,neck,neck\ncoords,x,y,likelihood\n0,1,2\n",
+        "line 4 is malformed",
+    ),
+    ("r.npz", "PK", "no whole archive"),
+    ("r.trc", "PathFileType", "TRC cannot be read: it has no scores"),
+    ("r/a_person01.trc", "", "TRC cannot be read"),
+    ("r.mp4", "", "pictures, not keypoints"),
+    ("r/part-0.parquet", "", r"a data set of many inputs; give the part of one, such as .*part-0\.parquet"),
+    ("r.json", f'[{{"image_id": "\\ud800", "keypoints": {[1] * 51}, "score": 1}}]', "surrogates not allowed"),
+    (
+        "r.json",
+        '[{"frame_id": 0, "file_name": "\\udc00\\ud800", "instances": []}]',
+        "surrogates not allowed",
+    ),
     ("r.parquet", "PAR1", "cannot be read|malformed"),
     ("r/x.txt", "", "no OpenPose results"),
-    ("r/a_keypoints.json", "{}", "without the number of a frame"),
+    ("r/a_keypoints.json", "{}", "a_keypoints.json: malformed"),
     ("r/a_000000000001_keypoints.json", "{", "a_000000000001_keypoints.json: cannot be read as JSON"),
     (
         "r/a_000000000001_keypoints.json",
@@ -256,6 +333,33 @@ def test_broken_results(tmp_path: Path, name: str, content: str | None, message:
     assert str(given) in str(error.value)
 
 
+@pytest.mark.parametrize("kind", [k for k in SINKS if k not in ("overlay", "trc", "openpose", "yolo")])
+@pytest.mark.parametrize("info", [VIDEO, IMAGES], ids=["video", "images"])
+def test_what_was_cut_short_is_never_taken_as_whole(tmp_path: Path, kind: str, info: SourceInfo) -> None:
+    path = write(tmp_path, kind, EACH, info)
+    whole = path.read_bytes()
+    # What can be read line by line may end at a line: nothing tells that more should follow.
+    by_lines = kind in ("csv", "csv-long", "jsonl", "dlc")
+    rng = np.random.default_rng(0)
+    for length in {*rng.integers(0, len(whole) - 2, 40).tolist(), len(whole) - 2 - by_lines}:
+        if by_lines and whole[:length].endswith(b"\n"):
+            continue
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=re.escape(str(path))), open_results(path) as results:
+            list(results.frames)
+
+
+@pytest.mark.parametrize("kind", ["openpose", "yolo"])
+def test_a_file_of_a_folder_that_was_cut_short(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind, EACH)
+    file = sorted(file for file in path.rglob("k_*") if file.stat().st_size > 100)[-1]
+    whole = file.read_bytes()
+    for length in range(len(whole) - 3, 1, -97):
+        file.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=re.escape(str(file))), open_results(path) as results:
+            list(results.frames)
+
+
 WRONG: list[tuple[SourceInfo, tuple[str | int, ...], Any]] = [
     (VIDEO, ("source", "name"), 1.5),
     (VIDEO, ("source", "width"), -1),
@@ -272,6 +376,10 @@ WRONG: list[tuple[SourceInfo, tuple[str | int, ...], Any]] = [
     (IMAGES, ("frames", 0, "name"), ""),
     (IMAGES, ("frames", 0, "name"), "/tmp/x.png"),
     (IMAGES, ("frames", 0, "name"), "../../x.png"),
+    (IMAGES, ("frames", 0, "name"), "half a pair \ud800.png"),
+    (VIDEO, ("source", "name"), "\udbff"),
+    (VIDEO, ("model", "name"), "\ud800"),
+    (VIDEO, ("keypoints", 0), "\ud800"),
 ]
 
 

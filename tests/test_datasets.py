@@ -112,6 +112,7 @@ BROKEN: list[tuple[Any, str]] = [
     (coco(bbox=[90, 2, 10, 10]), "annotation 7 lies outside its image 'a b.png' "),
     (coco(bbox=[4, 2, 10]), "annotation 7 is malformed"),
     (coco() | {"annotations": []}, "no person with keypoints of lsp14"),
+    (coco(id="\ud800"), "is malformed"),
     (coco() | {"annotations": [{}]}, "annotation number 1 is malformed"),
     (coco() | {"images": [{}]}, "list of images is malformed"),
 ]

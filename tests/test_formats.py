@@ -274,6 +274,7 @@ def test_yolo_never_leaves_the_picture(tmp_path: Path) -> None:
     poses.boxes[1] = -20, -20, 700, 500
     poses.boxes[2] = 650, 0, 700, 20
     poses.boxes[3] = np.nan
+    poses.keypoints[3] = np.nan
     label = write(tmp_path, "yolo", [poses]) / "labels" / "k_1.txt"
     table = pd.read_csv(label, sep=" ", header=None).to_numpy(np.float64)
     assert table[:, -1].tolist() == [1, 2]
@@ -420,7 +421,7 @@ def videos(draw: st.DrawFn) -> list[Poses]:
     return each
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "npz"])
 @pytest.mark.parametrize("info", [VIDEO, IMAGES], ids=["video", "images"])
 @settings(max_examples=15)
 @given(each=videos())
@@ -435,9 +436,79 @@ def test_round_trip(kind: str, info: SourceInfo, each: list[Poses]) -> None:
     for i, frame in enumerate(frames):
         assert frame.name == ("" if info is VIDEO else f"a/{i}.jpg")
         assert frame.time_s == (round(i * 1001 / 30000, 6) if info is VIDEO else 0)
-        assert frame.size_wh == (None if info is VIDEO or kind == "csv" else (640, 480))
-    if kind != "csv":
+        assert frame.size_wh == (None if info is VIDEO or kind in ("csv", "npz") else (640, 480))
+    if kind not in ("csv", "npz"):
         assert results.info is not None and results.info.fps == info.fps and results.model == MODEL
+
+
+@pytest.mark.parametrize("info", [VIDEO, IMAGES], ids=["video", "images"])
+@settings(max_examples=15)
+@given(each=videos())
+def test_round_trip_of_long_tables_keeps_all_but_boxes(info: SourceInfo, each: list[Poses]) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_results(write(Path(folder), "csv-long", each, info)) as results,
+    ):
+        frames = list(results.frames)
+    assert results.keypoint_set is BODY19
+    assert [(frame.index, frame.name) for frame in frames] == [
+        (i, "" if info is VIDEO else f"a/{i}.jpg") for i in range(len(each))
+    ]
+    for frame, poses in zip(frames, each, strict=True):
+        without = [person | {"box": [None] * 4} for person in people(poses)]
+        assert people(frame.poses) == without
+
+
+@settings(max_examples=15)
+@given(each=videos())
+def test_round_trip_of_dlc_keeps_points_and_ids(each: list[Poses]) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_results(write(Path(folder), "dlc", each)) as results,
+    ):
+        frames = list(results.frames)
+    assert results.keypoint_set is BODY19 and [frame.index for frame in frames] == list(range(len(each)))
+    for frame, poses in zip(frames, each, strict=True):
+        # Who is followed by nobody is called by the place.
+        ids = [i if person["id"] is None else person["id"] for i, person in enumerate(people(poses), 1)]
+        found = people(frame.poses)
+        assert [person["id"] for person in found] == ids
+        assert [p["keypoints"] for p in found] == [p["keypoints"] for p in people(poses)]
+
+
+def test_dlc_of_one_animal(tmp_path: Path) -> None:
+    head = "scorer,net,net,net,net,net,net\nbodyparts,nose,nose,nose,tail,tail,tail\n"
+    table = tmp_path / "mouse.csv"
+    table.write_text(f"{head}coords,{','.join(['x,y,likelihood'] * 2)}\n0,1,2,0.5,3,4,1\n1,,,,,,\n")
+    with open_results(table) as results:
+        frames = list(results.frames)
+    assert results.keypoint_set.names == ("nose", "tail") and [len(f.poses) for f in frames] == [1, 0]
+    assert frames[0].poses.ids.tolist() == [-1] and frames[0].poses.keypoints.tolist() == [[[1, 2], [3, 4]]]
+
+
+def test_round_trip_of_yolo(tmp_path: Path) -> None:
+    with open_results(write(tmp_path, "yolo", EACH)) as results:
+        frames = list(results.frames)
+    assert results.is_relative and results.keypoint_set is BODY19
+    assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
+    for frame, poses in zip(frames, EACH, strict=True):
+        assert frame.poses.ids.tolist() == poses.ids.tolist()
+        size = np.array([640, 480])
+        np.testing.assert_allclose(frame.poses.keypoints * size - 0.5, poses.keypoints, atol=0.01)
+        np.testing.assert_allclose(frame.poses.boxes * np.tile(size, 2) - 0.5, poses.boxes, atol=0.01)
+        np.testing.assert_allclose(frame.poses.scores, poses.scores, atol=6e-5)
+
+
+@pytest.mark.parametrize(("more", "identity"), [("", -1), (" 0.9", -1), (" 7", 7), (" 0.9 7", 7)])
+def test_yolo_of_ultralytics(tmp_path: Path, more: str, identity: int) -> None:
+    points = " ".join(["0 0 0", *["0.25 0.5 0.75"] * 16])
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "run_12.txt").write_text(f"0 0.5 0.5 0.2 0.4 {points}{more}\n")
+    with open_results(tmp_path) as results:
+        (frame,) = results.frames
+    assert results.keypoint_set is COCO17 and frame.index == 11 and frame.poses.ids.tolist() == [identity]
+    np.testing.assert_allclose(frame.poses.boxes, [[0.4, 0.3, 0.6, 0.7]], rtol=1e-6)
+    assert np.isnan(frame.poses.keypoints[0, 0]).all() and frame.poses.keypoints[0, 1].tolist() == [0.25, 0.5]
 
 
 @pytest.mark.parametrize("kind", ["coco", "alphapose", "mmpose", "openpose"])

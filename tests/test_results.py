@@ -209,8 +209,8 @@ BROKEN: list[tuple[str, Any, str]] = [
     ),
     ("r.json", [{"image_id": 5, "keypoints": [1, 2, 3] * 14}], "malformed"),
     ("r.json", [{"image_id": 8, "keypoints": [1, 2, 3] * 14, "score": 1}], "none of its images, such as 8"),
-    ("r.csv", "frame,time_s,person,keypoint,x,y,score\n", "not hgpose's wide CSV"),
-    ("r.csv", "", "not hgpose's wide CSV"),
+    ("r.csv", "frame,time_s,person,keypoint,x,y,score\n0,0,1,neck,1,2,3\n", "no image names"),
+    ("r.csv", "", "neither hgpose's CSV"),
     ("r.csv", CSV.format(name="") + "0,0,1,1,0,0,1,1,2,3,4\n", "no image names"),
     ("r.csv", CSV.format(name="name,") + "0,0,a/1.jpg,1,1,2\n", "line 2 is malformed"),
     (
@@ -218,7 +218,8 @@ BROKEN: list[tuple[str, Any, str]] = [
         CSV.format(name="name,") + "0,0,else.jpg,1,1,0,0,1,1,2,3,4\n",
         "none of its images, such as",
     ),
-    ("r.csv", b"\xff\xfe\x00", "not hgpose's wide CSV"),
+    ("r.csv", b"\xff\xfe\x00\n", "neither hgpose's CSV"),
+    ("r.csv", CSV.format(name="name,") + "0,0,a/1.jpg,1,1,0,0,1,1,2,3,4", "was cut short"),
 ]
 
 
@@ -232,6 +233,20 @@ def test_broken_results(tmp_path: Path, name: str, content: Any, message: str) -
     with pytest.raises(InputError, match=message) as error:
         load_results(path, TRUTH)
     assert name in str(error.value)
+
+
+def test_who_has_no_score_has_the_mean_of_the_keypoints(tmp_path: Path) -> None:
+    rows = "0,0,a/1.jpg,,neck,1,2,0.5\n0,0,a/1.jpg,,head_top,3,4,1\n"
+    (tmp_path / "r_long.csv").write_text(f"frame,time_s,name,person,keypoint,x,y,score\n{rows}")
+    results = load_results(tmp_path / "r_long.csv", TRUTH)
+    assert results.scores.tolist() == [0.75] and results.image_ids.tolist() == [5]
+    assert results.points[0, LSP14.index("head_top")].tolist() == [3, 4]
+
+
+def test_shares_of_a_picture_are_no_predictions(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(InputError, match="shares of the pictures; give the JSON"):
+        load_results(tmp_path, TRUTH)
 
 
 @pytest.mark.parametrize("name", ["none.json", "none.csv"])

@@ -131,10 +131,10 @@ def test_unknown_field_in_card(file: Path) -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        {"name": 3}, {"task": "dance"}, {"architecture": "big"}, {"input_px": "256"}, {"input_px": 0},
-        {"input_px": 10**9}, {"mean": [0.5]}, {"std": [0.2, 0.2, 0]}, {"channels": "hsv"},
-        {"keypoint_set": "hand"}, {"box_padding": -1}, {"decoding": "guess"}, {"refine_from": 0.5},
-        {"offset_cells": None}, {"licence": None}, {"sha256": 1},
+        {"name": 3}, {"name": "\ud800"}, {"task": "dance"}, {"architecture": "big"},
+        {"input_px": "256"}, {"input_px": 0}, {"input_px": 10**9}, {"mean": [0.5]}, {"std": [0.2, 0.2, 0]},
+        {"channels": "hsv"}, {"keypoint_set": "hand"}, {"box_padding": -1}, {"decoding": "guess"},
+        {"refine_from": 0.5}, {"offset_cells": None}, {"licence": None}, {"sha256": 1},
     ],
     ids=str,
 )  # fmt: skip

@@ -15,7 +15,7 @@ _S = Style()
 Results = Annotated[
     Path,
     typer.Argument(
-        help="JSON, JSON lines, CSV or Parquet of hgpose; or of COCO, AlphaPose, MMPose, OpenPose.",
+        help="Keypoints of any kind but overlay and trc: the file, or the folder of openpose or yolo.",
         show_default=False,
     ),
 ]

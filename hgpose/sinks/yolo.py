@@ -23,8 +23,8 @@ class YoloSink(FolderSink):
     A person a line: ``0 xc yc w h``, ``x y score`` for each keypoint of the set, the id where people are
     followed. All but score and id are shares of the picture's width or height, from its upper left corner.
     As YOLO's loader takes nothing beyond the picture, boxes end at its border, keypoints beyond it are
-    0 0 0 as are those not finite, and a person whose box is not on the picture is left out. A frame with
-    nobody is an empty file.
+    0 0 0 as are those not finite, and a person whose box is not on the picture is left out. Who has none, as
+    in results of other kinds, has the one around the keypoints. A frame with nobody is an empty file.
     """
 
     @contextmanager
@@ -56,8 +56,12 @@ def _lines(found: list[Person], size_wh: tuple[int, ...]) -> Iterator[str]:
     size = np.array(size_wh, np.float64)
     for person in found:
         # The corner of the picture is half a pixel from the centre of its first pixel.
-        corners = np.clip((np.array(person["box"], np.float64).reshape(2, 2) + 0.5) / size, 0, 1)
         points = np.array(person["keypoints"], np.float64)
+        corners = np.array(person["box"], np.float64).reshape(2, 2)
+        finite = points[np.isfinite(points).all(axis=1), :2]
+        if not np.isfinite(corners).all() and len(finite):
+            corners = np.array([finite.min(axis=0), finite.max(axis=0)])
+        corners = np.clip((corners + 0.5) / size, 0, 1)
         points[:, :2] = (points[:, :2] + 0.5) / size
         there = ((points >= 0) & (points <= 1)).all(axis=1)
         points[~there] = 0

@@ -226,7 +226,8 @@ def pose_set_from_coco(
                 found[image["id"]] = find(image["file_name"])
             area = annotation.get("area") or (box[2] - box[0]) * (box[3] - box[1])
             head = annotation.get("head_size", np.nan)
-            rows.append((found[image["id"]], image["id"], annotation["id"], box, table, weights, area, head))
+            numbers = int(image["id"]), int(annotation["id"])
+            rows.append((found[image["id"]], *numbers, box, table, weights, area, head))
     if not rows:
         raise InputError(f"{path}: no person with keypoints of {keypoints.name} in it")
     files, image_ids, ids, boxes, tables, weights_, areas, heads = zip(*rows, strict=True)

@@ -44,11 +44,11 @@ class PoseResults:
 
 
 def load_results(path: Path, truth: PoseSet, images: CocoImages | None = None) -> PoseResults:
-    """Predicted people from hgpose JSON, hgpose CSV (wide) or COCO results.
+    """Predicted people from whatever :func:`hgpose.results.open_results` reads, but YOLO's.
 
     Images are matched by file name, a path relative to any folder above them, or by COCO's image id;
     people on other images are left out. Keypoints are matched by name; COCO results have none, there
-    the number of keypoints tells the set.
+    the number of keypoints tells the set. Who has no score has the mean of the keypoints'.
 
     Args:
         path: the results.
@@ -63,6 +63,11 @@ def load_results(path: Path, truth: PoseSet, images: CocoImages | None = None) -
     rows: list[_Person] = []
     stranger: str | int | None = None
     with open_results(path) as results:
+        if results.is_relative:
+            raise InputError(
+                f"{path}: its points are shares of the pictures; give the JSON that "
+                "hgpose convert --to json --source IMAGES makes of it"
+            )
         names = results.keypoint_set.names
         for frame in results.frames:
             if not frame.name and results.kind != "coco":
@@ -75,7 +80,8 @@ def load_results(path: Path, truth: PoseSet, images: CocoImages | None = None) -
                 stranger = frame.name or frame.index if len(frame.poses) else stranger
                 continue
             poses = frame.poses
-            for points, scores, score in zip(poses.keypoints, poses.scores, poses.box_scores, strict=True):
+            of_people = np.where(np.isnan(poses.box_scores), poses.person_scores, poses.box_scores)
+            for points, scores, score in zip(poses.keypoints, poses.scores, of_people, strict=True):
                 rows.append((image_id, np.column_stack([points, scores]), float(score)))
     if stranger is not None and not rows:
         raise InputError(
