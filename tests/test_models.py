@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -106,23 +108,44 @@ def test_finder_folds_too() -> None:
 def test_finder_begins_as_a_pose_network() -> None:
     pose = with_random_statistics(StackedHourglass(outputs=4, stacks=2, width=16))
     finder = with_random_statistics(PersonFinder(width=16))
-    score = finder.head.score.weight.clone()
+    scores = [head.score.weight.clone() for head in finder.heads]
     finder.begin_as(pose)
     image = torch.randn(1, 3, 64, 64)
     ours, theirs = finder.eval(), pose.eval()
     with torch.no_grad():
         assert torch.equal(ours.stem(image), theirs.stem(image))
-    outer = pose.state_dict(prefix="")
+    trained = pose.state_dict()
     for name, value in finder.state_dict().items():
-        source = (
-            name.replace("hourglass.", "hourglasses.0.inner.", 1) if name.startswith("hourglass.") else name
-        )
-        source = source.replace("down.", "hourglasses.0.down.", 1) if name.startswith("down.") else source
-        if not name.startswith("head."):
-            assert torch.equal(value, outer[source])
-    assert torch.equal(finder.head.score.weight, score)
+        if name.startswith(("heads.", "merges.")):
+            continue
+        # Both hourglasses begin as the inner part of the first.
+        inner = re.sub(r"^hourglasses\.\d+\.", "hourglasses.0.inner.", name)
+        assert torch.equal(value, trained[re.sub(r"^down\.", "hourglasses.0.down.", inner)])
+    assert all(
+        torch.equal(head.score.weight, score) for head, score in zip(finder.heads, scores, strict=True)
+    )
     with pytest.raises(RuntimeError, match="size mismatch"):
         PersonFinder(width=32).begin_as(pose)
+
+
+def test_finder_grows_without_changing_its_answers() -> None:
+    small = with_random_statistics(PersonFinder(width=16, stacks=1))
+    large = with_random_statistics(PersonFinder(width=16, stacks=2))
+    large.begin_as(small)
+    image = torch.randn(1, 3, 64, 128)
+    with torch.no_grad():
+        for stack in large.every_stack(image):
+            for ours, theirs in zip(stack, small(image), strict=True):
+                assert torch.equal(ours, theirs)
+    # What it grew can learn.
+    loss = torch.stack([d.log().square().mean() for _, d in large.train().every_stack(image)]).sum()
+    torch.autograd.backward(loss)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in large.merges.parameters())
+    again = PersonFinder(width=16, stacks=2)
+    again.begin_as(large)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), large.parameters(), strict=True))
+    with pytest.raises(RuntimeError, match="2 hourglasses, not 1"):
+        small.begin_as(large)
 
 
 def test_finder_shapes_and_first_guess() -> None:

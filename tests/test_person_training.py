@@ -27,7 +27,9 @@ STILL = Augmentation(mirror=0.5, color=0, gray=0, blur=0, cut_out=0)
 def task(boxes: BoxSet, tmp_path: Path, **changes: Any) -> tuple[PersonTask, TrainOptions]:
     values: dict[str, Any] = {"size_px": 64, "batch": 2, "device": "cpu", "half": False, "workers": 0}
     run = TrainOptions(out=tmp_path / "run", **({"epochs": 1} | values | changes))
-    made = PersonTask(boxes, boxes, {"width": 16}, run, tmp_path / "cache", {"data": ("drawn",)}, 56)
+    made = PersonTask(
+        boxes, boxes, {"stacks": 2, "width": 16}, run, tmp_path / "cache", {"data": ("drawn",)}, 56
+    )
     return made, run
 
 

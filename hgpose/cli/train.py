@@ -27,6 +27,7 @@ Val = Annotated[
     Path, typer.Option("--val", help="Annotations to choose the best weights on.", show_default=False)
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
+Stacks = Annotated[int, typer.Option("--stacks", help="Hourglasses.")]
 Size = Annotated[int, typer.Option("--size", help="Side of the training crops, px, a multiple of 64.")]
 Batch = Annotated[int, typer.Option("--batch", help="Samples a step.")]
 Epochs = Annotated[float | None, typer.Option("--epochs", help="Length in passes over the data.")]
@@ -72,7 +73,7 @@ def train_pose(
     images: Images = None,
     out: Out = Path("runs/pose"),
     keypoints: Annotated[str, typer.Option("--keypoints", help="Keypoint set to predict.")] = "body19",
-    stacks: Annotated[int, typer.Option("--stacks", help="Hourglasses.")] = 2,
+    stacks: Stacks = 2,
     width: Annotated[int, typer.Option("--width", help="Channels of an hourglass.")] = 128,
     empty: Annotated[
         Path | None,
@@ -132,6 +133,7 @@ def train_person(
     val: Val,
     images: Images = None,
     out: Out = Path("runs/person"),
+    stacks: Stacks = 2,
     width: Annotated[int, typer.Option("--width", help="Channels of the hourglass.")] = 128,
     size: Size = 256,
     input_px: Annotated[
@@ -168,7 +170,7 @@ def train_person(
     task = PersonTask(
         boxes,
         validation,
-        {"width": width},
+        {"stacks": stacks, "width": width},
         options,
         cache,
         _description(data_note, annotations, licence, seed),

@@ -1,4 +1,4 @@
-"""The person finder: one small hourglass that marks people's centres and their boxes.
+"""The person finder: small hourglasses that mark people's centres and their boxes.
 
 "Objects as Points" (Zhou, Wang and Krähenbühl 2019, arXiv:1904.07850, sections 3 and 4), whose best
 backbone was an hourglass. Boxes are distances to the four sides, as in FCOS (Tian et al. 2019,
@@ -26,38 +26,62 @@ _USUAL_PX = 40.0
 class PersonFinder(nn.Module):
     """Centre heatmap and box distances of every person on an image.
 
-    The stem and the hourglass are those of a pose network without its outermost, finest and dearest
-    level, so the weights of a trained one fit: see :meth:`begin_as`.
+    The stem and the hourglasses are those of a pose network without its outermost, finest and dearest
+    level, so the weights of a trained one fit: see :meth:`begin_as`. Most of the cost is the stem's; a
+    second hourglass adds a seventh to it. Each has a head of its own for intermediate supervision (Newell
+    et al. 2016, section 3.2), of which only the last one is computed when people are looked for.
 
     Args:
-        width: channels of the hourglass, a multiple of 8.
-        depth: pooling steps inside it.
+        width: channels of the hourglasses, a multiple of 8.
+        depth: pooling steps inside them.
+        stacks: hourglasses one behind the other.
     """
 
-    def __init__(self, width: int = 128, depth: int = 3) -> None:
+    def __init__(self, width: int = 128, depth: int = 3, stacks: int = 2) -> None:
         super().__init__()
         self.stride_px = FINDER_STRIDE_PX * 2**depth
         self.stem = Stem(width, (width // 4, width // 2, width // 2))
         self.down = Residual(width, width)
-        self.hourglass = Hourglass(depth, width)
-        self.head = Head(width, outputs=5)
-        # A cell is hardly ever a centre: begin there (Lin et al. 2017, "Focal Loss", section 3.3).
-        assert self.head.score.bias is not None
-        with torch.no_grad():
-            self.head.score.bias.zero_()
-            self.head.score.bias[0] = -math.log(99)
+        self.hourglasses = nn.ModuleList(Hourglass(depth, width) for _ in range(stacks))
+        self.merges = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(stacks - 1))
+        self.heads = nn.ModuleList(Head(width, outputs=5) for _ in range(stacks))
+        for head in self.heads:
+            assert isinstance(head, Head) and head.score.bias is not None
+            # A cell is hardly ever a centre: begin there (Lin et al. 2017, "Focal Loss", section 3.3).
+            with torch.no_grad():
+                head.score.bias.zero_()
+                head.score.bias[0] = -math.log(99)
 
-    def begin_as(self, pose: StackedHourglass) -> None:
-        """Takes over what a trained pose network of the same width knows of people's parts.
+    def begin_as(self, trained: StackedHourglass | PersonFinder) -> None:
+        """Takes over what a trained network of the same width knows.
+
+        Of a pose network that is what people's parts look like. Of a finder it is everything: a finder of
+        more hourglasses gives the same answers at first, as each that is new begins as the last of the
+        trained ones and hears nothing of it yet.
 
         Raises:
-            RuntimeError: its width or depth is another.
+            RuntimeError: its width or depth is another, or it is a finder of more hourglasses.
         """
-        outer = pose.hourglasses[0]
-        assert isinstance(outer, Hourglass) and isinstance(outer.inner, Hourglass)
-        self.stem.load_state_dict(pose.stem.state_dict())
-        self.down.load_state_dict(outer.down.state_dict())
-        self.hourglass.load_state_dict(outer.inner.state_dict())
+        self.stem.load_state_dict(trained.stem.state_dict())
+        if isinstance(trained, StackedHourglass):
+            outer = trained.hourglasses[0]
+            assert isinstance(outer, Hourglass) and isinstance(outer.inner, Hourglass)
+            self.down.load_state_dict(outer.down.state_dict())
+            for hourglass in self.hourglasses:
+                hourglass.load_state_dict(outer.inner.state_dict())
+            return
+        self.down.load_state_dict(trained.down.state_dict())
+        if len(trained.hourglasses) > len(self.hourglasses):
+            raise RuntimeError(f"{len(trained.hourglasses)} hourglasses, not {len(self.hourglasses)}")
+        for mine, theirs in ((self.hourglasses, trained.hourglasses), (self.heads, trained.heads)):
+            for i, module in enumerate(mine):
+                module.load_state_dict(theirs[min(i, len(theirs) - 1)].state_dict())
+        for i, merge in enumerate(self.merges):
+            if i < len(trained.merges):
+                merge.load_state_dict(trained.merges[i].state_dict())
+            else:
+                for parameter in merge.parameters():
+                    nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Raw centre scores and distances.
@@ -69,8 +93,23 @@ class PersonFinder(nn.Module):
             centres ``(N, H/8, W/8)`` raw (a sigmoid makes them probabilities), and distances
             ``(N, 4, H/8, W/8)`` from each cell's centre to the left, top, right and bottom side, input px.
         """
+        *_, last = self._features(images)
+        return self._read(self.heads[-1], last)
+
+    def every_stack(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What :meth:`forward` returns, of each hourglass; for training."""
+        return [self._read(*pair) for pair in zip(self.heads, self._features(images), strict=True)]
+
+    def _features(self, images: Tensor) -> list[Tensor]:
         x = self.down(F.max_pool2d(self.stem(images), 2))
-        maps = self.head(self.hourglass(x))[1].float()
+        features = [self.hourglasses[0](x)]
+        for merge, hourglass in zip(self.merges, self.hourglasses[1:], strict=True):
+            features.append(hourglass(x + merge(features[-1])))
+        return features
+
+    @staticmethod
+    def _read(head: nn.Module, feature: Tensor) -> tuple[Tensor, Tensor]:
+        maps = head(feature)[1].float()
         return maps[:, 0], maps[:, 1:].clamp(-6, 4).exp() * _USUAL_PX
 
     @staticmethod

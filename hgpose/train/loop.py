@@ -147,7 +147,7 @@ class Trainer:
         if options.init:
             trained, card = load_weights(options.init)
             try:
-                if isinstance(model, PersonFinder) and isinstance(trained, StackedHourglass):
+                if isinstance(model, PersonFinder) and isinstance(trained, StackedHourglass | PersonFinder):
                     model.begin_as(trained)
                 else:
                     model.load_state_dict(trained.state_dict())

@@ -23,7 +23,7 @@ from hgpose.detect import PersonDetector
 from hgpose.errors import InputError
 from hgpose.geometry import CropTransform, crop_to_heatmap, heatmap_to_crop
 from hgpose.models import build_model
-from hgpose.models.finder import FINDER_STRIDE_PX
+from hgpose.models.finder import FINDER_STRIDE_PX, PersonFinder
 from hgpose.network import Network
 from hgpose.options import TrainOptions
 from hgpose.train.augment import Augmentation, random_fill, random_look
@@ -178,7 +178,7 @@ class PersonTask:
     Args:
         boxes: to train on.
         validation: to choose the best weights on.
-        architecture: ``width``.
+        architecture: ``width``, ``stacks``.
         options: of the training.
         cache: folder for decoded images.
         description: ``data``, ``licence`` and ``training`` of the model card.
@@ -226,10 +226,14 @@ class PersonTask:
         return self._card
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Centre loss plus box loss, weighted 1 to 5 (paper section 4.3)."""
-        centres, distances = model(normalise(batch["image"], self._card))
-        found = centre_loss(centres, batch["centres"], batch["known"])
-        return found + 5 * box_loss(distances, batch["boxes"], batch["shares"])
+        """Mean over stacks of centre loss plus box loss, weighted 1 to 5 (paper section 4.3)."""
+        assert isinstance(model, PersonFinder)
+        losses = [
+            centre_loss(centres, batch["centres"], batch["known"])
+            + 5 * box_loss(distances, batch["boxes"], batch["shares"])
+            for centres, distances in model.every_stack(normalise(batch["image"], self._card))
+        ]
+        return torch.stack(losses).mean()
 
     def validate(self, model: nn.Module, device: torch.device, half: bool) -> dict[str, float]:
         """AP50 on the validation set, percent; people shorter than a tenth of the image do not count.
