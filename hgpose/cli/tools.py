@@ -72,7 +72,7 @@ def bench(
         int, typer.Option("--detect-every", help="In the pipeline, detect on every n-th frame.")
     ] = _V.detect_every,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.1, max=3600, help="At most so long a stage.")
+        float, typer.Option("--seconds", min=0.1, max=3600, help="About so long a stage.")
     ] = 15.0,
 ) -> None:
     """Measure each stage alone and the pipeline, in frames a second."""
