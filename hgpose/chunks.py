@@ -148,7 +148,7 @@ class Chunk:
             if parts:
                 arrays[name] = np.concatenate(parts)
         file = io.BytesIO()
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **arrays)
         return file.getvalue()
 
     @classmethod

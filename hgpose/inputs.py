@@ -81,6 +81,7 @@ def find_items(inputs: Sequence[str], out: str) -> tuple[list[Item], list[tuple[
 
 
 def _is_list(given: str) -> bool:
+    # Path.is_file fails on a name that is too long for the file system.
     return PurePosixPath(given).suffix.lower() == _LIST_SUFFIX and (is_uri(given) or os.path.isfile(given))  # noqa: PTH113
 
 

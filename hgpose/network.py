@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgpose.device import half_pays, has_fast_bfloat16
+from hgpose.device import half_pays, has_fast_bfloat16, to_device
 from hgpose.errors import OptionsError
 from hgpose.export import onnx_session, to_onnx
 from hgpose.geometry import CropPart, CropTransform
@@ -58,7 +58,7 @@ class Network:
         elif backend == "openvino":
             self._compute = _openvino(model, self.half)
         else:
-            self._compute = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._compute = to_device(model, device)
         # (x / 255 - mean) / std as one multiplication and one addition.
         std = torch.tensor(card.std, device=device).view(1, 3, 1, 1)
         mean = torch.tensor(card.mean, device=device).view(1, 3, 1, 1)

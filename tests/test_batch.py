@@ -794,11 +794,12 @@ def bar_tree(folder: Path, images: int, videos: int, frames: int) -> None:
     for i in range(videos):
         with av.open(str(folder / f"clip{i}.mp4"), "w") as out:
             stream = out.add_stream("libx264", rate=25)
-            stream.width, stream.height = 320, 180  # type: ignore[union-attr]
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height = 320, 180
             first = rng.randrange(len(pictures) - frames)
             for image in pictures[first : first + frames]:
-                out.mux(stream.encode(av.VideoFrame.from_image(image)))  # type: ignore[union-attr]
-            out.mux(stream.encode(None))  # type: ignore[union-attr]
+                out.mux(stream.encode(av.VideoFrame.from_image(image)))
+            out.mux(stream.encode(None))
 
 
 def bar_identical(folder: Path, images: int, videos: int, ways: Sequence[str]) -> None:

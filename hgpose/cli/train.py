@@ -190,7 +190,7 @@ def _run(task: Task, options: TrainOptions) -> None:
     trainer = Trainer(task, options)
     parameters = sum(p.numel() for p in trainer.model.parameters()) / 1e6
     console.print(
-        f"{task.card().name}: {parameters:.2f} M parameters, {len(task.dataset)} samples, "  # type: ignore[arg-type]
+        f"{task.card().name}: {parameters:.2f} M parameters, {len(task.dataset)} samples, "
         f"device {trainer.device}, {'bfloat16' if trainer.half else 'float32'}, run in {options.out}"
     )
     columns = (

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import pickle
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hgpose.atomic import atomic_path, output_errors
-from hgpose.device import choose_device, has_fast_bfloat16
+from hgpose.device import choose_device, has_fast_bfloat16, to_device
 from hgpose.errors import TrainingError
 from hgpose.models.finder import PersonFinder
 from hgpose.models.hourglass import StackedHourglass
@@ -48,13 +49,21 @@ def normalise(images: Tensor, card: Card) -> Tensor:
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
+class Samples(Dataset[dict[str, Any]], ABC):
+    """What is trained on: so many items, asked for by (epoch, index)."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many."""
+
+
 class Task(Protocol):
     """What is trained: samples, network, loss and the number that tells good from better."""
 
     name: str
 
     @property
-    def dataset(self) -> Dataset[dict[str, Any]]:
+    def dataset(self) -> Samples:
         """Items are asked for by (epoch, index) and depend on these and the seed alone."""
         ...
 
@@ -135,7 +144,7 @@ class Trainer:
         self.task, self.options = task, options
         if importlib.util.find_spec("matplotlib") is None:
             raise TrainingError("the curves need matplotlib: pip install hgpose[train]")
-        self.samples = len(task.dataset)  # type: ignore[arg-type]
+        self.samples = len(task.dataset)
         if self.samples < 2:
             raise TrainingError(
                 f"a training needs at least 2 samples, there are {self.samples}: add annotations"
@@ -158,7 +167,7 @@ class Trainer:
                 ) from None
         if options.freeze_stem:
             model.get_submodule("stem").requires_grad_(False)
-        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = to_device(model, self.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizers = _optimizers(self.model, options)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
@@ -256,7 +265,7 @@ class Trainer:
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             loss = self.task.loss(self.model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1

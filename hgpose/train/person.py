@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from hgpose.detect import PersonDetector
 from hgpose.errors import InputError
@@ -30,7 +29,7 @@ from hgpose.train.augment import Augmentation, random_fill, random_look
 from hgpose.train.cache import ImageCache, Window, build_cache
 from hgpose.train.datasets import BoxSet
 from hgpose.train.evaluate import predict_boxes
-from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, Samples, normalise
 from hgpose.train.metrics import box_ap, match_boxes
 from hgpose.weights import Card
 
@@ -44,7 +43,7 @@ _LEAST_HEIGHT_PX = 10.0
 _FALSE_BOXES = (0.28, 1.8)
 
 
-class PersonDataset(Dataset[dict[str, Any]]):
+class PersonDataset(Samples):
     """Random views of images with person boxes. Items depend on seed, epoch and index alone.
 
     Each item has, with h and w an eighth of the size: ``image`` ``(3, S, S)`` uint8 RGB; ``centres``

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from hgpose import heatmaps
 from hgpose.errors import InputError
@@ -23,7 +22,7 @@ from hgpose.train.augment import Augmentation, random_crop, random_fill, random_
 from hgpose.train.cache import ImageCache, Window, build_cache
 from hgpose.train.datasets import PoseSet
 from hgpose.train.evaluate import predict_keypoints
-from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, Samples, normalise
 from hgpose.train.metrics import pck, torso_px
 from hgpose.weights import Card
 
@@ -31,7 +30,7 @@ from hgpose.weights import Card
 SIGMA_CELLS = 1.0
 
 
-class PoseDataset(Dataset[dict[str, Any]]):
+class PoseDataset(Samples):
     """Random crops of annotated people, and now and then one of an image without people.
 
     Item ``(epoch, i)`` is a function of the seed, the epoch and i alone, so a resumed run sees what
