@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgpose.models.hourglass import Head, Hourglass, Residual, StackedHourglass, Stem
+from hgpose.models.hourglass import (
+    Head,
+    Hourglass,
+    Residual,
+    StackedHourglass,
+    Stem,
+    begin_stacks_as,
+)
 
 #: A cell of the finder's maps spans this many input px; cell h is centred on input px 8 h + 3.5. A
 #: person is many cells of a pose network's heatmap: to be found they need no more than a few.
@@ -55,9 +62,8 @@ class PersonFinder(nn.Module):
     def begin_as(self, trained: StackedHourglass | PersonFinder) -> None:
         """Takes over what a trained network of the same width knows.
 
-        Of a pose network that is what people's parts look like. Of a finder it is everything: a finder of
-        more hourglasses gives the same answers at first, as each that is new begins as the last of the
-        trained ones and hears nothing of it yet.
+        Of a pose network that is what people's parts look like. Of a finder it is everything: see
+        :func:`begin_stacks_as`.
 
         Raises:
             RuntimeError: its width or depth is another, or it is a finder of more hourglasses.
@@ -71,17 +77,7 @@ class PersonFinder(nn.Module):
                 hourglass.load_state_dict(outer.inner.state_dict())
             return
         self.down.load_state_dict(trained.down.state_dict())
-        if len(trained.hourglasses) > len(self.hourglasses):
-            raise RuntimeError(f"{len(trained.hourglasses)} hourglasses, not {len(self.hourglasses)}")
-        for mine, theirs in ((self.hourglasses, trained.hourglasses), (self.heads, trained.heads)):
-            for i, module in enumerate(mine):
-                module.load_state_dict(theirs[min(i, len(theirs) - 1)].state_dict())
-        for i, merge in enumerate(self.merges):
-            if i < len(trained.merges):
-                merge.load_state_dict(trained.merges[i].state_dict())
-            else:
-                for parameter in merge.parameters():
-                    nn.init.zeros_(parameter)
+        begin_stacks_as(self, trained)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Raw centre scores and distances.

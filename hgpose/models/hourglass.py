@@ -6,7 +6,7 @@ Symbols: N batch, C channels, K outputs, S stacks, H and W the input size in px.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +163,37 @@ def fold_batch_norms(model: nn.Module) -> None:
             setattr(module, bn, nn.Identity())
 
 
+class Stacked(Protocol):
+    """A network of hourglasses one behind the other, a head after each and a merge before the next."""
+
+    hourglasses: nn.ModuleList
+    heads: nn.ModuleList
+    merges: nn.ModuleList
+
+
+def begin_stacks_as(network: Stacked, trained: Stacked) -> None:
+    """Gives the stacks of a network the weights of a trained one's.
+
+    Each that is new begins as the last of the trained ones and hears nothing of it yet, so that the answers
+    are the same at first.
+
+    Raises:
+        RuntimeError: they do not fit, or the trained ones are more.
+    """
+    if len(trained.hourglasses) > len(network.hourglasses):
+        raise RuntimeError(f"{len(trained.hourglasses)} stacks, not {len(network.hourglasses)}")
+    pairs = (network.hourglasses, trained.hourglasses), (network.heads, trained.heads)
+    for mine, theirs in pairs:
+        for i, module in enumerate(mine):
+            module.load_state_dict(theirs[min(i, len(theirs) - 1)].state_dict())
+    for i, merge in enumerate(network.merges):
+        if i < len(trained.merges):
+            merge.load_state_dict(trained.merges[i].state_dict())
+        else:
+            for parameter in merge.parameters():
+                nn.init.zeros_(parameter)
+
+
 class StackedHourglass(nn.Module):
     """Hourglasses one behind the other, a prediction after each (paper section 3.2).
 
@@ -190,6 +221,17 @@ class StackedHourglass(nn.Module):
         self.hourglasses = nn.ModuleList(Hourglass(depth, width) for _ in range(stacks))
         self.heads = nn.ModuleList(Head(width, outputs) for _ in range(stacks))
         self.merges = nn.ModuleList(Merge(width, outputs) for _ in range(stacks - 1))
+
+    def begin_as(self, trained: StackedHourglass) -> None:
+        """Takes over all that a trained network of the same outputs and width, and no more stacks, knows.
+
+        Of more stacks this one gives the same answers at first: see :func:`begin_stacks_as`.
+
+        Raises:
+            RuntimeError: its outputs, width or depth are others, or it has more stacks.
+        """
+        self.stem.load_state_dict(trained.stem.state_dict())
+        begin_stacks_as(self, trained)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The raw maps of every stack, the last the best.

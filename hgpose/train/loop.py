@@ -158,6 +158,8 @@ class Trainer:
             try:
                 if isinstance(model, PersonFinder) and isinstance(trained, StackedHourglass | PersonFinder):
                     model.begin_as(trained)
+                elif isinstance(model, StackedHourglass) and isinstance(trained, StackedHourglass):
+                    model.begin_as(trained)
                 else:
                     model.load_state_dict(trained.state_dict())
             except RuntimeError:
