@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -53,29 +52,28 @@ class Network:
         self.card, self.device = card, device
         self.half = half_pays(device) and backend != "onnx" if half is None else half
         self._compute: Callable[[Tensor], Any]
+        self._dtype = torch.float32
         if backend == "onnx":
             self._compute = onnx_session(to_onnx(model, card))
         elif backend == "openvino":
             self._compute = _openvino(model, self.half)
         else:
-            self._compute = to_device(model, device)
+            # Activations of a residual network grow with its depth; bfloat16 has the range of float32.
+            bfloat = device.type == "cpu" or has_fast_bfloat16(device)
+            if self.half:
+                self._dtype = torch.bfloat16 if bfloat else torch.float16
+            self._compute = to_device(model.to(self._dtype), device)
         # (x / 255 - mean) / std as one multiplication and one addition.
         std = torch.tensor(card.std, device=device).view(1, 3, 1, 1)
         mean = torch.tensor(card.mean, device=device).view(1, 3, 1, 1)
         self._gain, self._bias = 1 / (255 * std), -mean / std
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        # Activations of a residual network grow with its depth; bfloat16 has the range of float32.
-        bfloat = self.device.type == "cpu" or has_fast_bfloat16(self.device)
-        dtype = torch.bfloat16 if bfloat else torch.float16
-        return torch.autocast(self.device.type, dtype, enabled=self.half)
-
     def __call__(self, crops: Tensor) -> Any:
         """The network's raw output, on the device, of crops as :func:`warp` makes them."""
         if self.card.channels == "bgr":
             crops = crops.flip(1)
-        with torch.inference_mode(), self._precision():
-            return self._compute(crops * self._gain + self._bias)
+        with torch.inference_mode():
+            return self._compute((crops * self._gain + self._bias).to(self._dtype))
 
 
 def warp(

@@ -32,6 +32,7 @@ import cv2
 import torch
 
 from hgpose.chunks import IMAGES, Chunking, ChunkStore
+from hgpose.device import usable_cores
 from hgpose.errors import HgposeError, OptionsError
 from hgpose.estimate import Estimator, load_estimator
 from hgpose.inputs import Item
@@ -301,8 +302,7 @@ def local_devices(how: EstimatorOptions, workers: int | None) -> list[str]:
     gpus = torch.cuda.device_count() if how.device in {"auto", "cuda"} else 0
     if gpus:
         return [f"cuda:{i % gpus}" for i in range(workers or gpus)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [how.device] * (workers or (cores if how.device in {"auto", "cpu"} else 1))
+    return [how.device] * (workers or (usable_cores() if how.device in {"auto", "cpu"} else 1))
 
 
 def run_local(tasks: Sequence[Task], setup: Setup, devices: Sequence[str]) -> Iterator[Outcome]:

@@ -144,8 +144,26 @@ def test_finder_grows_without_changing_its_answers() -> None:
     again = PersonFinder(width=16, stacks=2)
     again.begin_as(large)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), large.parameters(), strict=True))
-    with pytest.raises(RuntimeError, match="2 hourglasses, not 1"):
+    with pytest.raises(RuntimeError, match="2 stacks, not 1"):
         small.begin_as(large)
+
+
+def test_pose_network_grows_without_changing_its_answers() -> None:
+    small = with_random_statistics(StackedHourglass(outputs=4, stacks=2, width=16))
+    large = with_random_statistics(StackedHourglass(outputs=4, stacks=4, width=16))
+    large.begin_as(small)
+    image = torch.randn(1, 3, 64, 128)
+    with torch.no_grad():
+        first, *others = large(image)
+        assert torch.equal(first, small(image)[0])
+        assert all(torch.equal(maps, small(image)[1]) for maps in others)
+    loss = torch.stack([maps.square().mean() for maps in large.train()(image)]).sum()
+    torch.autograd.backward(loss)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in large.merges.parameters())
+    with pytest.raises(RuntimeError, match="4 stacks, not 2"):
+        small.begin_as(large)
+    with pytest.raises(RuntimeError, match="a PersonFinder, not a StackedHourglass"):
+        small.begin_as(PersonFinder(width=16))
 
 
 def test_finder_shapes_and_first_guess() -> None:

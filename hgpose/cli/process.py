@@ -186,9 +186,11 @@ def _process(how: EstimatorOptions, work: Callable[[Estimator, Report], Sequence
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from hgpose.device import leave_a_core
     from hgpose.estimate import load_estimator
 
     console = Console(stderr=True)
+    leave_a_core()
     estimator = load_estimator(how)
     print_start(console, estimator)
     columns = (

@@ -81,9 +81,11 @@ def bench(
 
     from hgpose.bench import benchmark
     from hgpose.demo import CLIP
+    from hgpose.device import leave_a_core
     from hgpose.estimate import load_estimator
 
     console = Console()
+    leave_a_core()
     estimator = load_estimator(EstimatorOptions(weights=weights, device=device, half=half, backend=backend))
     print_start(console, estimator)
     options = VideoOptions(save=tuple(save.split(",")), detect_every=detect_every)

@@ -99,11 +99,13 @@ def webcam(
     from rich.live import Live
     from rich.text import Text
 
+    from hgpose.device import leave_a_core
     from hgpose.errors import InputError
     from hgpose.estimate import load_estimator
     from hgpose.live import watch_camera
 
     console = Console(stderr=True)
+    leave_a_core()
     estimator = load_estimator(how)
     print_start(console, estimator)
     last: LiveStatus | None = None

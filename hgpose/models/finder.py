@@ -54,20 +54,23 @@ class PersonFinder(nn.Module):
         self.heads = nn.ModuleList(Head(width, outputs=5) for _ in range(stacks))
         for head in self.heads:
             assert isinstance(head, Head) and head.score.bias is not None
-            # A cell is hardly ever a centre: begin there (Lin et al. 2017, "Focal Loss", section 3.3).
+            # A cell is hardly ever a centre: begin there (Lin et al. 2017, "Focal Loss", sections 3.3, 4.1).
             with torch.no_grad():
+                head.score.weight.normal_(std=0.01)
                 head.score.bias.zero_()
                 head.score.bias[0] = -math.log(99)
 
-    def begin_as(self, trained: StackedHourglass | PersonFinder) -> None:
+    def begin_as(self, trained: nn.Module) -> None:
         """Takes over what a trained network of the same width knows.
 
         Of a pose network that is what people's parts look like. Of a finder it is everything: see
         :func:`begin_stacks_as`.
 
         Raises:
-            RuntimeError: its width or depth is another, or it is a finder of more hourglasses.
+            RuntimeError: it is neither, its width or depth is another, or it is a finder of more hourglasses.
         """
+        if not isinstance(trained, StackedHourglass | PersonFinder):
+            raise RuntimeError(f"a {type(trained).__name__}, not a {type(self).__name__}")
         self.stem.load_state_dict(trained.stem.state_dict())
         if isinstance(trained, StackedHourglass):
             outer = trained.hourglasses[0]

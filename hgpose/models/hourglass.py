@@ -222,14 +222,16 @@ class StackedHourglass(nn.Module):
         self.heads = nn.ModuleList(Head(width, outputs) for _ in range(stacks))
         self.merges = nn.ModuleList(Merge(width, outputs) for _ in range(stacks - 1))
 
-    def begin_as(self, trained: StackedHourglass) -> None:
+    def begin_as(self, trained: nn.Module) -> None:
         """Takes over all that a trained network of the same outputs and width, and no more stacks, knows.
 
-        Of more stacks this one gives the same answers at first: see :func:`begin_stacks_as`.
+        If it has fewer, this one still gives the same answers at first: see :func:`begin_stacks_as`.
 
         Raises:
-            RuntimeError: its outputs, width or depth are others, or it has more stacks.
+            RuntimeError: it is of another kind, has more stacks, or its outputs, width or depth are others.
         """
+        if not isinstance(trained, StackedHourglass):
+            raise RuntimeError(f"a {type(trained).__name__}, not a {type(self).__name__}")
         self.stem.load_state_dict(trained.stem.state_dict())
         begin_stacks_as(self, trained)
 

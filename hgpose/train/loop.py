@@ -156,12 +156,8 @@ class Trainer:
         if options.init:
             trained, card = load_weights(options.init)
             try:
-                if isinstance(model, PersonFinder) and isinstance(trained, StackedHourglass | PersonFinder):
-                    model.begin_as(trained)
-                elif isinstance(model, StackedHourglass) and isinstance(trained, StackedHourglass):
-                    model.begin_as(trained)
-                else:
-                    model.load_state_dict(trained.state_dict())
+                assert isinstance(model, StackedHourglass | PersonFinder)
+                model.begin_as(trained)
             except RuntimeError:
                 raise TrainingError(
                     f"--init {options.init}: its network is {card.architecture}, that of this run "
