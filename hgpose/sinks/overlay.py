@@ -16,6 +16,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from numpy.typing import NDArray
 
 from hgpose.atomic import atomic_path, output_errors
+from hgpose.device import usable_cores
 from hgpose.draw import draw_poses
 from hgpose.errors import OutputError
 from hgpose.sinks.audio import SoundPacket, add_sound
@@ -30,7 +31,15 @@ _FINEST_TIME_BASE = Fraction(LONGEST_GAP_S, 2**31)
 #: Veryfast, but for whole macroblocks and the simplest search between pixels: a third less CPU time, files a
 #: twentieth larger. (Superfast saves less, its files are twice as large.)
 #: Without B-frames packets stand in display order, so that times and duration are the source's.
-_X264 = {"preset": "veryfast", "subq": "1", "partitions": "none", "crf": "20", "bf": "0"}
+#: With more threads than half the cores it would take the networks' time.
+_X264 = {
+    "preset": "veryfast",
+    "subq": "1",
+    "partitions": "none",
+    "crf": "20",
+    "bf": "0",
+    "threads": str(max(usable_cores() // 2, 1)),
+}
 
 #: Formats that an image overlay keeps; that of any other is a PNG.
 _KEPT_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
