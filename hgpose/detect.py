@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,10 @@ from hgpose.types import Detections, Frame
 #: Two boxes that overlap by more than this are the same person.
 _SAME_PERSON_IOU = 0.6
 
+#: Boxes that score less than this share of the threshold are not even faint (as in ByteTrack, Zhang et al.
+#: 2022, whose second threshold this is).
+_FAINT = 0.6
+
 #: Another person must be so much better than the one chosen before.
 _CHANGE = 1.25
 
@@ -30,13 +35,15 @@ class Detector(Protocol):
     Attributes:
         name: as the user chose it.
         proposes: whether its boxes are guesses, of which some may hold nobody.
+        threshold: a box that scores less is faint: it shows a person only where one is known to be.
     """
 
     name: str
     proposes: bool
+    threshold: float
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
-        """The people of each frame, best score first."""
+        """The people of each frame, faint ones too, best score first."""
         ...
 
 
@@ -97,7 +104,7 @@ class PersonDetector:
 
     Args:
         network: with a card for the task ``person``.
-        threshold: boxes that score lower are left out; by default as the card says.
+        threshold: boxes that score lower are faint, much lower ones left out; by default as the card says.
     """
 
     name = "person"
@@ -118,8 +125,8 @@ class PersonDetector:
             crops = warp([frames[i].image for i in rows], [transform] * len(rows), self.network.device)
             boxes, scores = (t.cpu().numpy() for t in PersonFinder.decode(*self.network(crops)))
             for i, box, score in zip(rows, boxes, scores, strict=True):
-                sure = score >= self.threshold
-                found[i] = self._people(box[sure], score[sure], transform, (w, h))
+                kept = score >= _FAINT * self.threshold
+                found[i] = self._people(box[kept], score[kept], transform, (w, h))
         return [f for f in found if f is not None]
 
     @staticmethod
@@ -144,6 +151,7 @@ class WholeFrame:
 
     name = "whole-frame"
     proposes = True
+    threshold = 0.0
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
         """One box a frame."""
@@ -166,6 +174,8 @@ class GivenBoxes:
     """
 
     proposes = False
+    # Whatever score a user gives a box, it is meant.
+    threshold = -math.inf
 
     def __init__(
         self, by_index: Mapping[int, Detections], by_name: Mapping[str, Detections], name: str = "boxes"

@@ -177,8 +177,8 @@ class Follower:
         """Takes the next frames; returns those that are finished by now, with everybody who is followed."""
         if self.follows:
             return [done for frame in frames for done in self._follow(frame)]
-        people = self._estimator.choose(frames, self._detect(frames))
-        return list(zip(frames, self._pose(frames, people), strict=True))
+        people = self._pose(frames, self._detect(frames))
+        return list(zip(frames, self._estimator.choose(frames, people), strict=True))
 
     def flush(self) -> Finished:
         """The frames that still wait: no other will follow."""
@@ -203,21 +203,23 @@ class Follower:
         followed = [t for t in tracker.tracks if t.missed <= _LOOK_FRAMES]
         boxes = np.array([t.crop_box for t in followed], np.float32).reshape(-1, 4)
         scores = np.array([t.sightings[-1].box_score for t in followed], np.float32)
-        found = 0
+        again = found = 0
         if self._due(followed, boxes):
             people = self._detect([frame])[0]
             self._since = 0
             if self._exact:
                 boxes, scores = boxes[:0], scores[:0]
             pairs = join(iou(boxes, people.boxes), _SAME_BOX)
-            people = self._room(people, [j for _, j in pairs])
             unseen = sorted(set(range(len(boxes))) - {i for i, _ in pairs})
+            known = [j for _, j in pairs]
+            people = people[[*known, *(j for j in range(len(people)) if j not in known)]]
             boxes = np.concatenate([people.boxes, boxes[unseen]])
             scores = np.concatenate([people.scores, scores[unseen]])
-            found = len(people)
+            again, found = len(known), len(people)
         self._since += 1
         poses = self._pose([frame], [Detections(boxes, scores)])[0]
-        detected = (poses.boxes[:, None] == boxes[None, :found]).all(axis=-1).any(axis=1)
+        poses = self._admitted(poses, _among(poses.boxes, boxes[again:found]))
+        detected = _among(poses.boxes, boxes[:found])
         if not self._exact:
             poses = replace(poses, boxes=_measured(poses, detected))
         tracker.update(poses, detected, self._line.taken, frame.time_s, frame.image)
@@ -254,13 +256,14 @@ class Follower:
         enough = math.ceil(self._detect_every / 2) if uneasy else self._detect_every
         return self._since >= (min(enough, _CROWDED_EVERY) if crowded else enough)
 
-    def _room(self, people: Detections, known: Sequence[int]) -> Detections:
-        """Those who are followed already, and as many others as may be shown."""
+    def _admitted(self, poses: Poses, new: NDArray[np.bool_]) -> Poses:
+        """Those who are followed already, of the newcomers who are people as many as may be shown."""
+        rows = np.flatnonzero(~new).tolist()
+        newcomers = np.flatnonzero(new & self._estimator.is_person(poses)).tolist()
         limit = self._options.max_people
-        if limit is None or self._options.person != "all" or not self._detector.proposes:
-            return people
-        others = [j for j in range(len(people)) if j not in known]
-        return people[[*known, *others[: max(limit - len(known), 0)]]]
+        if limit is not None and self._options.person == "all" and self._detector.proposes:
+            newcomers = newcomers[: max(limit - len(rows), 0)]
+        return poses[[*rows, *newcomers]]
 
     def _detect(self, frames: Sequence[Frame]) -> list[Detections]:
         started = time.perf_counter()
@@ -274,6 +277,11 @@ class Follower:
         found = self._estimator.poses(frames, people)
         self.pose_s += time.perf_counter() - started
         return found
+
+
+def _among(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of ``boxes`` ``(N, 4)`` are among ``others`` ``(M, 4)``."""
+    return np.asarray((boxes[:, None] == others[None]).all(axis=-1).any(axis=1))
 
 
 def _measured(poses: Poses, detected: NDArray[np.bool_]) -> NDArray[np.float32]:

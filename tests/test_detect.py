@@ -88,8 +88,9 @@ def wide(index: int = 0) -> Frame:
 
 
 def test_person_detector_answers_in_image_px() -> None:
-    found = detector(FakeFinder([(5, 7, 0.9), (10, 7, 0.6), (13, 7, 0.4)]))([wide()])[0]
-    assert found.scores.tolist() == pytest.approx([0.9, 0.6])
+    found = detector(FakeFinder([(5, 7, 0.9), (10, 7, 0.4), (13, 7, 0.2)]))([wide()])[0]
+    # The second is faint.
+    assert found.scores.tolist() == pytest.approx([0.9, 0.4])
     # Cell (5, 7) is input px (43.5, 59.5), or image px (21.5, 15.5).
     assert np.allclose(found.boxes[0], [17.5, 9.5, 25.5, 21.5])
     assert np.allclose(found.boxes[1] - found.boxes[0], [20, 0, 20, 0])
@@ -98,7 +99,8 @@ def test_person_detector_answers_in_image_px() -> None:
 def test_person_detector_threshold() -> None:
     peaks = [(5, 7, 0.9), (10, 7, 0.6), (13, 7, 0.4)]
     assert len(detector(FakeFinder(peaks), threshold=0.3)([wide()])[0]) == 3
-    assert len(detector(FakeFinder(peaks), threshold=0.95)([wide()])[0]) == 0
+    assert len(detector(FakeFinder(peaks), threshold=0.95)([wide()])[0]) == 2
+    assert len(detector(FakeFinder(peaks[1:]), threshold=0.95)([wide()])[0]) == 1
 
 
 def test_person_detector_keeps_boxes_on_the_image() -> None:

@@ -172,7 +172,7 @@ def test_nobody_is_invented_on_an_empty_picture() -> None:
 
 def test_frames_keep_their_own_people() -> None:
     class Everywhere:
-        name, proposes = "everywhere", True
+        name, proposes, threshold = "everywhere", True, 0.0
 
         def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
             return [
@@ -187,6 +187,37 @@ def test_frames_keep_their_own_people() -> None:
         assert poses.heatmaps is not None
         assert poses.heatmaps.maps.shape == (len(poses), 17, 16, 16)
         assert len(poses.heatmaps.transforms) == len(poses)
+
+
+def test_the_pose_tells_whether_a_faint_box_shows_a_person() -> None:
+    class Unsure:
+        name, proposes, threshold = "unsure", True, 0.5
+        score = 0.0
+
+        def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
+            return [Detections(BOX[None], np.array([self.score], np.float32)) for _ in frames]
+
+    def shown(score: float, image: NDArray[np.uint8]) -> bool:
+        finder = Unsure()
+        finder.score = score
+        return len(estimator(finder)(image)) == 1
+
+    # Two wrists of 17 keypoints are a score of about 0.11: the finder must be surer than usual.
+    assert [shown(score, draw(WRISTS)) for score in (0.55, 0.65)] == [False, True]
+
+    # With all keypoints there a faint box will do.
+    class All(Facing):
+        def __call__(self, crops: torch.Tensor) -> list[torch.Tensor]:
+            maps = torch.full((len(crops), 17, 16, 16), -20.0)
+            for k in range(17):
+                maps[:, k, 2 + 3 * (k // 4), 2 + 3 * (k % 4)] = 20
+            return [maps]
+
+    network: Any = All()
+    for score, people in ((0.30, 0), (0.33, 1)):
+        finder = Unsure()
+        finder.score = score
+        assert len(Estimator(finder, CropEstimator(network), EstimatorOptions())(draw(WRISTS))) == people
 
 
 def test_largest_person_and_most_people() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -27,10 +27,11 @@ FPS = Fraction(30)
 class Finder:
     """Finds all there are."""
 
-    name = "person"
+    name, threshold = "person", 0.5
 
     def __init__(self, walkers: Sequence[Walker], proposes: bool = True) -> None:
         self.walkers, self.proposes = walkers, proposes
+        self.faint: Callable[[int], bool] = lambda t: False
         self.looked: list[int] = []
 
     def truth(self, t: int) -> list[NDArray[np.float32]]:
@@ -44,7 +45,8 @@ class Finder:
         boxes = [box_of(p) for p in self.truth(frame.index)]
         if not boxes:
             return nobody()
-        return Detections(np.array(boxes), np.linspace(0.9, 0.8, len(boxes), dtype=np.float32))
+        best, worst = (0.32, 0.31) if self.faint(frame.index) else (0.9, 0.8)
+        return Detections(np.array(boxes), np.linspace(best, worst, len(boxes), dtype=np.float32))
 
 
 class Network(Estimator):
@@ -84,9 +86,11 @@ def run(
     proposes: bool = True,
     live: bool = False,
     fps: Fraction = FPS,
+    faint: Callable[[int], bool] = lambda t: False,
     **options: Any,
 ) -> tuple[list[Poses], Finder, Follower]:
     finder = Finder(walkers, proposes)
+    finder.faint = faint
     network = Network(finder, EstimatorOptions(**options))
     network.faults = faults or {}
     follower = Follower(network, every, fps, live)
@@ -125,6 +129,15 @@ def test_a_camera_shows_who_enters_within_n_frames(first: int) -> None:
     seen = next(t for t, poses in enumerate(found) if 2 in poses.ids)
     # And two more to tell a person from a ghost.
     assert first <= seen < first + 10 + 2
+
+
+def test_a_faint_detection_helps_to_follow_but_is_no_newcomer() -> None:
+    walkers = [Walker(100, 2)]
+    found, _, _ = run(walkers, 40, every=1, faint=lambda t: t != 20)
+    # Seen well once, then on trial with faint detections; traced back only as far as frames wait.
+    assert not len(found[0]) and [len(poses) for poses in found[20:]] == [1] * 20
+    found, _, _ = run(walkers, 40, every=1, faint=lambda t: True)
+    assert not any(len(poses) for poses in found)
 
 
 def test_who_was_not_there_before_is_not_put_in() -> None:

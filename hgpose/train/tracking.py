@@ -155,6 +155,7 @@ class MadeUpDetector:
 
     name = "truth"
     proposes = True
+    threshold = 0.0
 
     def __init__(self, truth: Sequence[TrueFrame], seed: int) -> None:
         self._truth, self._seed = truth, seed
