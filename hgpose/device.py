@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import nn
 
+from hgpose.cores import usable_cores
 from hgpose.errors import OptionsError
 
 
@@ -49,11 +48,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         capability = torch.cpu.get_capabilities()
         return bool(capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16"))
     return False
-
-
-def usable_cores() -> int:
-    """Processor cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def leave_a_core() -> None:

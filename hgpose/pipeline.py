@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from hgpose.chunks import AT_ONE_GO, ChunkedFollower, Chunking
+from hgpose.cores import go_second
 from hgpose.detect import GivenBoxes
 from hgpose.errors import InputError
 from hgpose.estimate import Estimator
@@ -24,8 +23,6 @@ from hgpose.types import Frame, Poses
 _QUEUE = 8
 #: The same for a camera, where a frame that waits is a frame shown late.
 _LIVE_QUEUE = 1
-#: How much a thread beside the networks is put back where cores are short (as by ``nice``).
-_NICE = 5
 #: A reader that is stuck for so long, as on a stalled pipe, is left to end by itself.
 _JOIN_TIMEOUT_S = 2.0
 
@@ -65,15 +62,6 @@ class Summary:
     error: str | None = None
 
 
-def _go_second() -> None:
-    """Lets the thread that runs the networks go first: it sets the pace, the others wait for it anyway."""
-    # Elsewhere priorities belong to processes. Threads of libraries that start here inherit it.
-    if sys.platform == "linux":
-        with suppress(OSError):
-            me = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + _NICE)
-
-
 @contextmanager
 def _read_ahead(source: Source, opened: ExitStack, batch: int) -> Iterator[Iterator[Frame]]:
     """Frames read by a thread, so many ahead that a batch can wait.
@@ -89,7 +77,7 @@ def _read_ahead(source: Source, opened: ExitStack, batch: int) -> Iterator[Itera
                 return ready.put(item, timeout=0.1)
 
     def read() -> None:
-        _go_second()
+        go_second()
         end: BaseException | None = None
         try:
             with closing:
@@ -168,7 +156,7 @@ def run(
         writer_error: list[BaseException] = []
 
         def write() -> None:
-            _go_second()
+            go_second()
             try:
                 while (item := done.get()) is not None:
                     for sink in opened:

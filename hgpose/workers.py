@@ -32,7 +32,7 @@ import cv2
 import torch
 
 from hgpose.chunks import IMAGES, Chunking, ChunkStore
-from hgpose.device import usable_cores
+from hgpose.cores import usable_cores
 from hgpose.errors import HgposeError, OptionsError
 from hgpose.estimate import Estimator, load_estimator
 from hgpose.inputs import Item

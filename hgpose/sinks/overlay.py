@@ -16,7 +16,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from numpy.typing import NDArray
 
 from hgpose.atomic import atomic_path, output_errors
-from hgpose.device import usable_cores
+from hgpose.cores import usable_cores
 from hgpose.draw import draw_poses
 from hgpose.errors import OutputError
 from hgpose.sinks.audio import SoundPacket, add_sound
