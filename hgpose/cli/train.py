@@ -73,7 +73,7 @@ def train_pose(
     images: Images = None,
     out: Out = Path("runs/pose"),
     keypoints: Annotated[str, typer.Option("--keypoints", help="Keypoint set to predict.")] = "body19",
-    stacks: Stacks = 2,
+    stacks: Stacks = 3,
     width: Annotated[int, typer.Option("--width", help="Channels of an hourglass.")] = 128,
     empty: Annotated[
         Path | None,

@@ -210,7 +210,7 @@ class StackedHourglass(nn.Module):
     def __init__(
         self,
         outputs: int,
-        stacks: int = 2,
+        stacks: int = 3,
         width: int = 128,
         depth: int = 4,
         stem: Sequence[int] | None = None,
