@@ -25,6 +25,9 @@ _SAME_PERSON_IOU = 0.6
 #: 2022, whose second threshold this is).
 _FAINT = 0.6
 
+#: Scores of boxes are float32.
+_MAX_SCORE = float(np.finfo(np.float32).max)
+
 #: Another person must be so much better than the one chosen before.
 _CHANGE = 1.25
 
@@ -247,8 +250,10 @@ def read_boxes(path: Path) -> GivenBoxes:
     by_name: dict[str, list[tuple[float, ...]]] = {}
     for where, key, (x1, y1, x2, y2, score) in rows:
         far = np.abs([x1, y1, x2, y2]).max()
-        if not (far <= MAX_PX and np.isfinite(score) and x2 > x1 and y2 > y1):
-            raise InputError(f"{path}: {where}: not a box with x1 < x2 and y1 < y2, within {MAX_PX} px")
+        if not (far <= MAX_PX and abs(score) <= _MAX_SCORE and x2 > x1 and y2 > y1):
+            raise InputError(
+                f"{path}: {where}: not a box with x1 < x2 and y1 < y2, within {MAX_PX} px, and with a score"
+            )
         if isinstance(key, int):
             by_index.setdefault(key, []).append((x1, y1, x2, y2, score))
         else:

@@ -204,12 +204,15 @@ class Follower:
         boxes = np.array([t.crop_box for t in followed], np.float32).reshape(-1, 4)
         scores = np.array([t.sightings[-1].box_score for t in followed], np.float32)
         again = found = 0
-        if self._due(followed, boxes):
+        looks = self._due(followed, boxes)
+        if looks:
             people = self._detect([frame])[0]
             self._since = 0
             if self._exact:
                 boxes, scores = boxes[:0], scores[:0]
-            pairs = join(iou(boxes, people.boxes), _SAME_BOX)
+            sure = people.scores >= self._detector.threshold
+            # What is faint may be a thing beside the person: where he should be is looked at, too.
+            pairs = [(i, j) for i, j in join(iou(boxes, people.boxes), _SAME_BOX) if sure[j]]
             unseen = sorted(set(range(len(boxes))) - {i for i, _ in pairs})
             known = [j for _, j in pairs]
             people = people[[*known, *(j for j in range(len(people)) if j not in known)]]
@@ -218,11 +221,12 @@ class Follower:
             again, found = len(known), len(people)
         self._since += 1
         poses = self._pose([frame], [Detections(boxes, scores)])[0]
-        poses = self._admitted(poses, _among(poses.boxes, boxes[again:found]))
+        unknown = _among(poses.boxes, boxes[again:found])
+        poses = poses[np.flatnonzero(~unknown | self._estimator.is_person(poses))]
         detected = _among(poses.boxes, boxes[:found])
         if not self._exact:
             poses = replace(poses, boxes=_measured(poses, detected))
-        tracker.update(poses, detected, self._line.taken, frame.time_s, frame.image)
+        tracker.update(poses, detected, looks, self._line.taken, frame.time_s, frame.image)
         for track in tracker.tracks:
             if track.confirmed and not track.traced and not self._exact:
                 self._trace(track)
@@ -255,15 +259,6 @@ class Follower:
         )
         enough = math.ceil(self._detect_every / 2) if uneasy else self._detect_every
         return self._since >= (min(enough, _CROWDED_EVERY) if crowded else enough)
-
-    def _admitted(self, poses: Poses, new: NDArray[np.bool_]) -> Poses:
-        """Those who are followed already, of the newcomers who are people as many as may be shown."""
-        rows = np.flatnonzero(~new).tolist()
-        newcomers = np.flatnonzero(new & self._estimator.is_person(poses)).tolist()
-        limit = self._options.max_people
-        if limit is not None and self._options.person == "all" and self._detector.proposes:
-            newcomers = newcomers[: max(limit - len(rows), 0)]
-        return poses[[*rows, *newcomers]]
 
     def _detect(self, frames: Sequence[Frame]) -> list[Detections]:
         started = time.perf_counter()

@@ -59,6 +59,8 @@ _COLOUR = 30.0
 _FADE = 0.1
 #: A pose whose score is less than this share of the usual is weak.
 _WEAK = 0.6
+#: Whose keypoints are not sure, on the mean, and whom the detector has passed over so often, has left.
+_PASSED_OVER = 3
 #: The usual score of a track follows its pose's by this share a frame.
 _USUAL = 0.1
 
@@ -100,6 +102,7 @@ class Track:
         ended: no sighting will follow.
         missed: frames since the last sighting.
         detections: sightings that came with a detection.
+        passed_over: looks of the detector since the last of them.
         usual_score: mean keypoint score, averaged over time.
         clothes: ``(R, 3)`` their colours, averaged over time, see :func:`clothes`; NaN where never seen.
         time_s: of the frame it was moved on to.
@@ -109,7 +112,7 @@ class Track:
     def __init__(self, box: NDArray[np.floating], time_s: float, confirmed: bool) -> None:
         self.sightings: deque[Sighting] = deque()
         self.confirmed, self.traced, self.ended = confirmed, False, False
-        self.missed = self.detections = self._count = self._age = 0
+        self.missed = self.detections = self.passed_over = self._count = self._age = 0
         self.usual_score = 0.0
         self.clothes = np.full((len(_CLOTHES), 3), np.nan)
         self.id = -1
@@ -247,6 +250,7 @@ class Tracker:
         self,
         poses: Poses,
         detected: NDArray[np.bool_],
+        looked: bool,
         number: int,
         time_s: float,
         image: NDArray[np.uint8],
@@ -256,6 +260,7 @@ class Tracker:
         Args:
             poses: N people; the boxes say where they are.
             detected: ``(N,)`` which of them the detector saw on this frame.
+            looked: whether it looked at this frame.
             number: of the frame, counted among those taken.
             time_s: of the frame.
             image: ``(H, W, 3)`` uint8 RGB, the frame's.
@@ -272,8 +277,10 @@ class Tracker:
             tracks = [track for track in self.tracks if track.confirmed == confirmed]
             rows = join(self._similarity(tracks, poses, left, worn), _SAME)
             for i, j in rows:
-                row = left[j]
-                self._see(tracks[i], poses, row, bool(detected[row]), number, worn[row], bool(crowded[row]))
+                track, row = tracks[i], left[j]
+                track.passed_over = 0 if detected[row] else track.passed_over + looked
+                if track.passed_over < _PASSED_OVER or poses.person_scores[row] >= SURE:
+                    self._see(track, poses, row, bool(detected[row]), number, worn[row], bool(crowded[row]))
             taken = {j for _, j in rows}
             left = [row for j, row in enumerate(left) if j not in taken]
         for row in left:

@@ -24,6 +24,10 @@ from hgpose.types import Detections, Frame, Poses
 FPS = Fraction(30)
 
 
+#: Of the i-th walker on frame t.
+Score = Callable[[int, int], float]
+
+
 class Finder:
     """Finds all there are."""
 
@@ -31,7 +35,7 @@ class Finder:
 
     def __init__(self, walkers: Sequence[Walker], proposes: bool = True) -> None:
         self.walkers, self.proposes = walkers, proposes
-        self.faint: Callable[[int], bool] = lambda t: False
+        self.score: Score = lambda i, t: 0.9 - 0.01 * i
         self.looked: list[int] = []
 
     def truth(self, t: int) -> list[NDArray[np.float32]]:
@@ -42,11 +46,12 @@ class Finder:
         return [self._people(f) for f in frames]
 
     def _people(self, frame: Frame) -> Detections:
-        boxes = [box_of(p) for p in self.truth(frame.index)]
-        if not boxes:
+        t = frame.index
+        here = [(i, p) for i, w in enumerate(self.walkers) if (p := w.at(t)) is not None]
+        found = sorted(((s, i, box_of(p)) for i, p in here if (s := self.score(i, t)) > 0), reverse=True)
+        if not found:
             return nobody()
-        best, worst = (0.32, 0.31) if self.faint(frame.index) else (0.9, 0.8)
-        return Detections(np.array(boxes), np.linspace(best, worst, len(boxes), dtype=np.float32))
+        return Detections(np.array([box for *_, box in found]), np.array([f[0] for f in found], np.float32))
 
 
 class Network(Estimator):
@@ -57,21 +62,35 @@ class Network(Estimator):
     def __init__(self, finder: Finder, options: EstimatorOptions) -> None:
         self.detector, self.finder, self.options = finder, finder, options
         self.faults: dict[int, NDArray[np.int64]] = {}
+        self.score: Score = lambda i, t: 0.8
+        self.nobody = 0.0
+        self.somewhere = np.random.default_rng(0).random((len(BODY19), 2), np.float32)
 
     def poses(self, frames: Sequence[Frame], people: Sequence[Detections]) -> list[Poses]:
         return [self._poses(f, p) for f, p in zip(frames, people, strict=True)]
 
     def _poses(self, frame: Frame, people: Detections) -> Poses:
-        truth = self.finder.truth(frame.index)
-        if not (truth and len(people)):
+        t = frame.index
+        here = [(i, p) for i, w in enumerate(self.finder.walkers) if (p := w.at(t)) is not None]
+        if not len(people):
             return Poses.empty(BODY19)
-        overlap = iou(people.boxes, np.array([box_of(p) for p in truth]))
-        rows = np.flatnonzero(overlap.max(1) > 0.3)
-        found = poses_of([truth[overlap[row].argmax()] for row in rows])
+        overlap = iou(people.boxes, np.array([box_of(p) for _, p in here], np.float32).reshape(-1, 4))
+        best = [here[int(row.argmax())] if (row > 0.3).any() else None for row in overlap]
+        # Where nobody is something that looks a little like it may be.
+        rows = [row for row, who in enumerate(best) if who is not None or self.nobody > 0]
+        if not rows:
+            return Poses.empty(BODY19)
+        points, scores = [], []
+        for row in rows:
+            who, box = best[row], people.boxes[row]
+            points.append(who[1] if who else box[:2] + (box[2:] - box[:2]) * self.somewhere)
+            scores.append(self.score(who[0], t) if who else self.nobody)
+        found = poses_of(points)
         order = self.faults.get(frame.index, np.arange(len(BODY19)))
         return replace(
             found,
             keypoints=found.keypoints[:, order],
+            scores=np.repeat(np.array(scores, np.float32)[:, None], len(BODY19), axis=1),
             boxes=people.boxes[rows],
             box_scores=people.scores[rows],
         )
@@ -86,13 +105,15 @@ def run(
     proposes: bool = True,
     live: bool = False,
     fps: Fraction = FPS,
-    faint: Callable[[int], bool] = lambda t: False,
+    found: Score = lambda i, t: 0.9 - 0.01 * i,
+    posed: Score = lambda i, t: 0.8,
+    background: float = 0.0,
     **options: Any,
 ) -> tuple[list[Poses], Finder, Follower]:
     finder = Finder(walkers, proposes)
-    finder.faint = faint
+    finder.score = found
     network = Network(finder, EstimatorOptions(**options))
-    network.faults = faults or {}
+    network.faults, network.score, network.nobody = faults or {}, posed, background
     follower = Follower(network, every, fps, live)
     picture = None
     frames = []
@@ -131,13 +152,58 @@ def test_a_camera_shows_who_enters_within_n_frames(first: int) -> None:
     assert first <= seen < first + 10 + 2
 
 
-def test_a_faint_detection_helps_to_follow_but_is_no_newcomer() -> None:
-    walkers = [Walker(100, 2)]
-    found, _, _ = run(walkers, 40, every=1, faint=lambda t: t != 20)
-    # Seen well once, then on trial with faint detections; traced back only as far as frames wait.
-    assert not len(found[0]) and [len(poses) for poses in found[20:]] == [1] * 20
-    found, _, _ = run(walkers, 40, every=1, faint=lambda t: True)
+@pytest.mark.parametrize("every", [1, 8])
+@pytest.mark.parametrize("beside", [40, 50, 60])
+def test_a_faint_thing_beside_a_person_is_nobody(every: int, beside: int) -> None:
+    person, thing = Walker(300, 0), Walker(300 + beside, 0)
+    # The finder sees the person only now and then.
+    found, _, _ = run(
+        [person, thing],
+        150,
+        every,
+        found=lambda i, t: 0.31 if i else 0.9 * (t % 3 > 0),
+        posed=lambda i, t: 0.12 if i else 0.8,
+    )
+    assert [poses.ids.tolist() for poses in found] == [[1]] * 150
+    np.testing.assert_allclose([p.keypoints[0, 0, 0] for p in found], 310, atol=2)
+
+
+def test_a_faint_person_is_one_by_the_pose() -> None:
+    found, _, _ = run([Walker(300, 0)], 60, found=lambda i, t: 0.36)
+    assert all(len(poses) == 1 for poses in found)
+    found, _, _ = run([Walker(300, 0)], 60, found=lambda i, t: 0.36, posed=lambda i, t: 0.3)
     assert not any(len(poses) for poses in found)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_thing_that_is_sure_once_is_nobody(live: bool) -> None:
+    found, _, _ = run(
+        [Walker(300, 0)],
+        100,
+        every=1,
+        live=live,
+        found=lambda i, t: 0.7 if t == 24 else 0.31,
+        posed=lambda i, t: 0.12,
+    )
+    assert not any(len(poses) for poses in found)
+
+
+@pytest.mark.parametrize("background", [0.0, 0.12])
+def test_who_leaves_is_gone_even_if_the_background_looks_like_somebody(background: float) -> None:
+    found, _, _ = run([Walker(300, 0, last=59)], 150, every=8, background=background)
+    assert all(len(poses) == 1 for poses in found[:60])
+    # Three looks of the finder.
+    assert not any(len(poses) for poses in found[60 + 3 * 8 :])
+
+
+def test_who_was_hidden_comes_back_though_no_more_people_may_be_shown() -> None:
+    class Hidden(Walker):
+        def at(self, t: int) -> NDArray[np.float32] | None:
+            return None if 60 <= t < 75 else super().at(t)
+
+    walkers = [Hidden(100, 0), Walker(450, 0, first=30)]
+    found, _, _ = run(walkers, 150, max_people=1)
+    assert all(poses.ids.tolist() == [1] for poses in [*found[:60], *found[80:]])
 
 
 def test_who_was_not_there_before_is_not_put_in() -> None:

@@ -55,7 +55,7 @@ def follow(
         poses = poses_of(people)
         image = (images or {}).get(t, frame(t).image)
         tracker.predict(t / FPS)
-        tracker.update(poses, np.ones(len(poses), np.bool_), t, t / FPS, image)
+        tracker.update(poses, np.ones(len(poses), np.bool_), True, t, t / FPS, image)
         finished += line.push(frame(t), tracker.tracks)
     finished += line.flush()
     assert [f.index for f, _ in finished] == list(range(len(seen)))
@@ -189,7 +189,7 @@ def test_certain_people_are_never_dropped() -> None:
     for t, count in enumerate([2, 0, 1]):
         poses = poses_of([stand] * count, score=0.0)
         tracker.predict(t / FPS)
-        tracker.update(poses, np.ones(count, np.bool_), t, t / FPS, frame(t).image)
+        tracker.update(poses, np.ones(count, np.bool_), True, t, t / FPS, frame(t).image)
         finished += line.push(frame(t), tracker.tracks)
     finished += line.flush()
     assert [len(poses) for _, poses in finished] == [2, 0, 1]
