@@ -33,6 +33,8 @@ Finished = list[tuple[Frame, Poses]]
 _WINDOW_S, _WINDOW_FRAMES = 0.2, 10
 #: Who was found between two detections is looked for on the frames before, over no more than these.
 _BACK_FRAMES = 10
+#: A person is seen as a whole if at least this share of the keypoints is sure, leaving out the face.
+_WHOLE, _FACE = 0.8, ("nose", "eye", "ear")
 #: A detection that overlaps a track's box by this shows the track's person.
 _SAME_BOX = 0.3
 #: People whose boxes overlap by more may be mistaken for each other: the detector looks on every n-th frame.
@@ -280,10 +282,24 @@ def _among(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[n
 
 
 def _measured(poses: Poses, detected: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Boxes ``(N, 4)`` by keypoints, and by the detector where it looked: it sees what no keypoint shows."""
-    boxes = [keypoint_box(*person) for person in zip(poses.keypoints, poses.scores, poses.boxes, strict=True)]
-    by_keypoints = np.array(boxes, np.float32).reshape(-1, 4)
-    return np.where(detected[:, None], (by_keypoints + poses.boxes) / 2, by_keypoints).astype(np.float32)
+    """Boxes ``(N, 4)`` by keypoints, and by the detector where it looked: it sees what no keypoint shows.
+
+    Where it did not, and many keypoints are not sure, a box grows only: crops that lose the feet would lose
+    the knees next.
+    """
+    people = zip(poses.keypoints, poses.scores, poses.boxes, strict=True)
+    by_keypoints = np.array([keypoint_box(*person) for person in people], np.float32).reshape(-1, 4)
+    body = [not name.endswith(_FACE) for name in poses.keypoint_set.names]
+    partly = (poses.scores[:, body] >= SURE).mean(axis=1) < _WHOLE
+    grown = np.concatenate(
+        [
+            np.minimum(by_keypoints[:, :2], poses.boxes[:, :2]),
+            np.maximum(by_keypoints[:, 2:], poses.boxes[:, 2:]),
+        ],
+        axis=1,
+    )
+    seen = np.where(detected[:, None], (by_keypoints + poses.boxes) / 2, by_keypoints)
+    return np.where((partly & ~detected)[:, None], grown, seen).astype(np.float32)
 
 
 @dataclass(eq=False)
