@@ -149,6 +149,12 @@ def test_who_is_asked_for_is_so_in_every_chunk(person: str, tmp_path: Path) -> N
         assert {i for _, p in whole for i in p.ids.tolist()} == {2}
 
 
+def test_most_people_are_the_same_in_every_chunk() -> None:
+    # The finder is surer of the first, who comes later.
+    found, _ = follow([Walker(450, 0, first=60), Walker(100, 0)], 250, options=replace(OPTIONS, max_people=1))
+    assert all(poses.ids.tolist() == [1] and poses.boxes[0, 0] < 200 for _, poses in found)
+
+
 def test_a_damaged_chunk_is_computed_again(tmp_path: Path) -> None:
     whole, _ = follow(CROWD, 100, new_store(tmp_path))
     for name, data in (("chunk-000000.npz", b""), ("chunk-000001.npz", b"PK\3\4 no archive")):

@@ -199,6 +199,8 @@ def test_coco_json(tmp_path: Path) -> None:
         ("b.csv", "frame,x1,y1,x2,y2\n0,nan,2,3,4\n", "line 2: not a box"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,1e30,1,5e30,5\n", "line 2: not a box"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,-1e9,1,5,5\n", "line 2: not a box"),
+        ("b.csv", "frame,x1,y1,x2,y2,score\n0,1,2,3,4,1e39\n", "line 2: not a box"),
+        ("b.csv", "frame,x1,y1,x2,y2,score\n0,1,2,3,4,nan\n", "line 2: not a box"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,1,2,three,4\n", "three"),
         ("b.csv", "frame,x1,y1,x2,y2\nfirst,1,2,3,4\n", "first"),
         ("b.csv", "frame,x1,y1,x2,y2\n0\n", "cannot be read as CSV"),
