@@ -21,8 +21,8 @@ from hgpose.types import Detections, Frame
 #: Two boxes that overlap by more than this are the same person.
 _SAME_PERSON_IOU = 0.6
 
-#: Boxes that score less than this share of the threshold are not even faint (as in ByteTrack, Zhang et al.
-#: 2022, whose second threshold this is).
+#: Boxes that score less than this share of the threshold are not even faint: the surest pose would not make
+#: up for it (:meth:`hgpose.estimate.Estimator.is_person`).
 _FAINT = 0.6
 
 #: Scores of boxes are float32.
@@ -38,7 +38,7 @@ class Detector(Protocol):
     Attributes:
         name: as the user chose it.
         proposes: whether its boxes are guesses, of which some may hold nobody.
-        threshold: a box that scores less is faint: it shows a person only where one is known to be.
+        threshold: a box that scores less is faint: it shows a person only if the pose network sees one.
     """
 
     name: str

@@ -51,10 +51,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def leave_a_core() -> None:
-    """Networks take all cores but one from here on: decoding, drawing and encoding go on beside them.
-
-    On two cores a pipeline is a fifth faster so, as ``hgpose bench`` tells.
-    """
+    """Networks take all cores but one from here on: decoding, drawing and encoding go on beside them."""
     torch.set_num_threads(max(min(torch.get_num_threads(), usable_cores() - 1), 1))
 
 

@@ -146,7 +146,7 @@ class Estimator:
         return self.choose(frames, self.poses(frames, self.detector(frames)))
 
     def choose(self, frames: Sequence[Frame], people: Sequence[Poses]) -> list[Poses]:
-        """Of each frame's people, who have no ids yet, those who are some and are asked for."""
+        """Of each frame's people, who have no ids yet, those who are people and are asked for."""
         chosen = []
         for frame, poses in zip(frames, people, strict=True):
             poses = poses[np.flatnonzero(self.is_person(poses))]

@@ -66,7 +66,7 @@ def test_torchscript(tmp_path: Path, task: str) -> None:
     path, out = made(tmp_path, task), tmp_path / "out.pt"
     assert export(path, "torchscript", out) <= TOLERANCE
     extra = {"card": ""}
-    network = torch.jit.load(out, _extra_files=extra)  # type: ignore[no-untyped-call]
+    network = torch.jit.load(out, _extra_files=extra)
     assert json.loads(extra["card"])["name"] == task
     for count in (1, 4):
         images = torch.randn(count, 3, 64, 64)

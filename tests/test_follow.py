@@ -24,8 +24,8 @@ from hgpose.types import Detections, Frame, Poses
 FPS = Fraction(30)
 
 
-#: Of the i-th walker on frame t.
-Score = Callable[[int, int], float]
+#: Of the i-th walker on frame t; a pose's may be one a keypoint.
+Score = Callable[[int, int], Any]
 
 
 class Finder:
@@ -84,13 +84,14 @@ class Network(Estimator):
         for row in rows:
             who, box = best[row], people.boxes[row]
             points.append(who[1] if who else box[:2] + (box[2:] - box[:2]) * self.somewhere)
-            scores.append(self.score(who[0], t) if who else self.nobody)
+            score = self.score(who[0], t) if who else self.nobody
+            scores.append(np.broadcast_to(np.float32(score), len(BODY19)))
         found = poses_of(points)
         order = self.faults.get(frame.index, np.arange(len(BODY19)))
         return replace(
             found,
             keypoints=found.keypoints[:, order],
-            scores=np.repeat(np.array(scores, np.float32)[:, None], len(BODY19), axis=1),
+            scores=np.array(scores, np.float32),
             boxes=people.boxes[rows],
             box_scores=people.scores[rows],
         )
@@ -173,6 +174,18 @@ def test_a_faint_person_is_one_by_the_pose() -> None:
     assert all(len(poses) == 1 for poses in found)
     found, _, _ = run([Walker(300, 0)], 60, found=lambda i, t: 0.36, posed=lambda i, t: 0.3)
     assert not any(len(poses) for poses in found)
+
+
+def test_the_box_of_someone_whose_legs_are_unsure_keeps_them() -> None:
+    legs = [name.endswith(("knee", "ankle")) for name in BODY19.names]
+    found, _, _ = run(
+        [Walker(300, 0)],
+        100,
+        # From then on nobody but the pose network sees him.
+        found=lambda i, t: 0.9 * (t < 20),
+        posed=lambda i, t: np.where(legs, 0.1, 0.8) if t >= 20 else 0.8,
+    )
+    assert all(poses.boxes[0, 3] > 315 for poses in found)
 
 
 @pytest.mark.parametrize("live", [False, True])

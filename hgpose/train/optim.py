@@ -6,6 +6,7 @@ kellerjordan.github.io/posts/muon
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,10 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step along the orthogonalised momentum."""
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step along the orthogonalised momentum; returns the loss of ``closure``, if there is one."""
+        with torch.enable_grad():
+            loss = closure() if closure is not None else None
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -64,3 +67,4 @@ class Muon(Optimizer):
                 flat = flat * (0.2 * max(flat.shape) ** 0.5)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(flat.view_as(p), alpha=-group["lr"])
+        return loss
