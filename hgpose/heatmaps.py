@@ -43,21 +43,19 @@ def encode(points_xy: Tensor, present: Tensor, size_hw: tuple[int, int], sigma: 
     return gy[..., :, None] * gx[..., None, :] * present[..., None, None]
 
 
-def cross_entropy(maps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean cross-entropy between raw maps and :func:`encode` targets, "not in this crop" included.
+def log_likelihood(maps: Tensor, targets: Tensor) -> Tensor:
+    """What raw maps say of :func:`encode` targets, "not in this crop" included: minus the cross-entropy.
 
     Args:
         maps: ``(N, K, h, w)`` raw maps.
         targets: ``(N, K, h, w)`` of sum 1 (joint present) or 0 (absent).
-        weights: ``(N, K)``, 0 where nothing is known of the joint.
 
     Returns:
-        Scalar: the weighted mean over joints.
+        ``(N, K)`` float32, natural logarithms.
     """
     flat = maps.float().flatten(2)
     log_total = torch.logsumexp(F.pad(flat, (0, 1)), dim=-1)
-    loss = log_total - (targets.flatten(2) * flat).sum(-1)
-    return (loss * weights).sum() / weights.sum().clamp_min(1.0)
+    return (targets.flatten(2) * flat).sum(-1) - log_total
 
 
 def probabilities(maps: Tensor) -> Tensor:

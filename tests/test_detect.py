@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,13 @@ class FakeFinder:
         centres = torch.full((n, h // 8, w // 8), -9.0)
         for x, y, score in self.peaks:
             centres[:, y, x] = torch.logit(torch.tensor(score))
-        distances = torch.tensor(self.sides_px).view(1, 4, 1, 1).expand(n, 4, h // 8, w // 8)
+        distances = torch.tensor(self.sides_px).view(1, 4, 1, 1).repeat(n, 1, h // 8, w // 8)
+        for x, y, _ in self.peaks:
+            # Each cell around means the same box, seen from its own middle.
+            for dx, dy in itertools.product((-1, 0, 1), repeat=2):
+                if 0 <= x + dx < w // 8 and 0 <= y + dy < h // 8:
+                    sides = self.sides_px + 8 * np.array([dx, dy, -dx, -dy])
+                    distances[:, :, y + dy, x + dx] = torch.tensor(sides, dtype=torch.float32)
         return centres, distances
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -128,23 +126,19 @@ def test_absent_joint_is_an_empty_target() -> None:
     assert (targets == 0).all()
 
 
-def test_cross_entropy_by_hand() -> None:
-    # Two cells and "not in this crop", all equally likely: the logarithm of 3 whatever is true.
-    maps = torch.zeros(1, 2, 1, 2)
+def test_likelihood_by_hand() -> None:
+    # Two cells and "not in this crop", all equally likely: a third, whatever is true.
     targets = torch.tensor([[[[1.0, 0.0]], [[0.0, 0.0]]]])
-    assert heatmaps.cross_entropy(maps, targets, torch.ones(1, 2)).item() == pytest.approx(math.log(3))
-    # A joint of which nothing is known does not count, however wrong.
-    maps[0, 1] = 50
-    loss = heatmaps.cross_entropy(maps, targets, torch.tensor([[1.0, 0.0]]))
-    assert loss.item() == pytest.approx(math.log(3))
+    likelihood = heatmaps.log_likelihood(torch.zeros(1, 2, 1, 2), targets).exp()
+    assert likelihood.flatten().tolist() == pytest.approx([1 / 3, 1 / 3])
 
 
-def test_cross_entropy_is_least_at_the_target() -> None:
+def test_likelihood_is_greatest_at_the_target() -> None:
     targets = heatmaps.encode(torch.tensor([[[5.0, 6.0]]]), torch.tensor([[True]]), (16, 16), 1.0)
-    right = heatmaps.cross_entropy(raw_maps(targets, 0.999), targets, torch.ones(1, 1))
-    wrong = heatmaps.cross_entropy(raw_maps(targets.flip(-1), 0.999), targets, torch.ones(1, 1))
-    unsure = heatmaps.cross_entropy(raw_maps(targets, 0.5), targets, torch.ones(1, 1))
-    assert right < unsure < wrong
+    right = heatmaps.log_likelihood(raw_maps(targets, 0.999), targets)
+    wrong = heatmaps.log_likelihood(raw_maps(targets.flip(-1), 0.999), targets)
+    unsure = heatmaps.log_likelihood(raw_maps(targets, 0.5), targets)
+    assert right > unsure > wrong
 
 
 def test_flip_mirrors_and_swaps_sides() -> None:

@@ -180,13 +180,19 @@ def test_finder_decodes_a_peak() -> None:
     centres[0, 5, 7] = 3
     centres[0, 5, 8] = 2  # beside a peak, so none itself
     centres[0, 12, 20] = 1
-    distances = torch.tensor([10.0, 20.0, 30.0, 40.0]).view(1, 4, 1, 1).expand(1, 4, 16, 24)
+    distances = torch.tensor([10.0, 20.0, 30.0, 40.0]).view(1, 4, 1, 1).repeat(1, 1, 16, 24)
+    # The neighbour that counts means the same box; around the other peak all mean boxes of their own.
+    distances[0, :, 5, 8] += torch.tensor([8.0, 0, -8, 0])
     boxes, scores = PersonFinder.decode(centres, distances, max_people=10)
     assert boxes.shape == (1, 10, 4)
     # The middle of cell (7, 5) lies at input px (59.5, 43.5).
     assert boxes[0, 0].tolist() == [49.5, 23.5, 89.5, 83.5]
     assert boxes[0, 1].tolist() == [153.5, 79.5, 193.5, 139.5]
-    assert scores[0, :2].tolist() == pytest.approx(torch.tensor([3.0, 1.0]).sigmoid().tolist())
+    # Boxes of 40 x 60 px, of which four lie 8 px beside, and as many 8 px over corners.
+    shared = [32 * 60, 32 * 60, 40 * 52, 40 * 52, *[32 * 52] * 4]
+    agreement = sum(both / (2 * 2400 - both) for both in shared) / 8
+    expected = torch.tensor([3.0, 1.0]).sigmoid() * torch.tensor([1.0, agreement])
+    assert scores[0, :2].tolist() == pytest.approx(expected.tolist(), rel=1e-3)
     assert (scores[0, 2:] < 0.01).all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from hgpose.options import TrainOptions
 from hgpose.train.augment import Augmentation
 from hgpose.train.datasets import BoxSet
 from hgpose.train.loop import Trainer
-from hgpose.train.person import PersonTask, box_loss, box_targets, centre_loss
+from hgpose.train.person import PersonTask, box_loss, box_targets, centre_loss, in_view
 
 Boxes = Callable[[list[list[tuple[int, int, int, int]]]], BoxSet]
 STILL = Augmentation(mirror=0.5, color=0, gray=0, blur=0, cut_out=0)
+QUARTERS = replace(STILL, mosaic=1)
 
 
 def task(boxes: BoxSet, tmp_path: Path, **changes: Any) -> tuple[PersonTask, TrainOptions]:
@@ -110,6 +112,36 @@ def test_boxes_follow_their_pixels(
     assert np.allclose(item["boxes"].numpy()[:, own].T, span, atol=2)
 
 
+@pytest.mark.parametrize("epoch", range(12))
+def test_boxes_of_a_mosaic_follow_their_pixels(
+    boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """Every box of a view of four spans a white rectangle; a rectangle without a box is unknown."""
+    monkeypatch.setattr(
+        "hgpose.train.person.random_fill", lambda size, rng: np.zeros((size, size, 3), np.uint8)
+    )
+    made, _ = task(boxes([[(38, 22, 62, 60)], [(5, 30, 40, 70)]]), tmp_path, size_px=256)
+    made.dataset.aug = QUARTERS
+    item = made.dataset[(epoch, 0)]
+    white = item["image"][0].numpy() > 127
+    told = np.unique(item["boxes"].numpy()[:, item["shares"].numpy() > 0].T, axis=0)
+    assert len(told)
+    covered = np.kron(item["known"].numpy() == 0, np.ones((8, 8), bool))
+    for x1, y1, x2, y2 in (told + 0.5).round().astype(int):
+        # Not all of it: the box of a turned rectangle has empty corners.
+        assert white[y1:y2, x1:x2].mean() > 0.6
+        covered[max(y1 - 2, 0) : y2 + 2, max(x1 - 2, 0) : x2 + 2] = True
+    # Unknown are cells, not pixels.
+    assert (white & ~covered).mean() < 0.01
+
+
+def test_view_cuts_people() -> None:
+    boxes = np.array([[-40.0, 4, 40, 20], [-60, 4, 20, 60], [30, 2, 50, 30], [90, 4, 99, 60]])
+    cut, crowd = in_view(boxes, np.array([False, False, True, False]), (60, 25))
+    assert cut.tolist() == [[-0.5, 4, 40, 20], [-0.5, 4, 20, 24.5], [30, 2, 50, 24.5]]
+    assert crowd.tolist() == [False, True, True]
+
+
 def test_samples_depend_on_seed_epoch_and_index_alone(boxes: Boxes, tmp_path: Path) -> None:
     made, _ = task(boxes([[(10, 10, 50, 70)], []]), tmp_path)
     first, again, later = (made.dataset[key] for key in ((3, 0), (3, 0), (4, 0)))
@@ -161,7 +193,7 @@ def test_overfits_two_images(boxes: Boxes, tmp_path: Path, monkeypatch: pytest.M
     made.dataset.aug = STILL
     as_at_test_time = CropTransform.letterbox((100, 80), 56, 64)
     assert as_at_test_time.size_wh == (64, 64)
-    monkeypatch.setattr(made.dataset, "_random_view", lambda image, rng: as_at_test_time)
+    monkeypatch.setattr(made.dataset, "_random_view", lambda *_: as_at_test_time)
     losses: list[float] = []
     trainer = Trainer(made, run)
     assert trainer.run(lambda progress: losses.append(progress.loss)).is_file()

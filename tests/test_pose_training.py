@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import math
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ from conftest import write_png
 from PIL import Image
 from torch import Tensor, nn
 
+from hgpose import heatmaps
 from hgpose.errors import InputError, OutputError, TrainingError
 from hgpose.keypoints import COCO17
 from hgpose.options import TrainOptions
@@ -27,7 +29,7 @@ from hgpose.train import loop
 from hgpose.train.augment import Augmentation
 from hgpose.train.datasets import PoseSet
 from hgpose.train.loop import Progress, Trainer
-from hgpose.train.pose import PoseDataset, PoseTask
+from hgpose.train.pose import PoseDataset, PoseTask, keypoint_loss
 from hgpose.weights import Card, load_weights
 
 People = Callable[[int], PoseSet]
@@ -531,3 +533,47 @@ def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.
         trainer.save(trainer.checkpoint)
     assert trainer.checkpoint.read_bytes() == whole
     assert not list(tmp_path.glob("*.part"))
+
+
+def sure_maps(points: list[list[float]], certainty: float = 0.999) -> Tensor:
+    """Raw maps ``(1, 3, 16, 16)`` of a network that is sure where two sides and a middle are."""
+    seen = heatmaps.encode(torch.tensor([points]), torch.ones(1, 3, dtype=torch.bool), (16, 16), 1.0)
+    return (seen * certainty + (1 - certainty) / 257).log() + math.log(257 / (1 - certainty))
+
+
+def loss_of(maps: Tensor, points: list[list[float]], weights: tuple[float, ...] = (1, 1, 1)) -> float:
+    targets = heatmaps.encode(torch.tensor([points]), torch.ones(1, 3, dtype=torch.bool), (16, 16), 1.0)
+    return float(keypoint_loss(maps, targets, torch.tensor([weights]), [1, 0, 2]))
+
+
+LEFT, RIGHT, MIDDLE = [3.0, 4.0], [12.0, 5.0], [8.0, 12.0]
+
+
+def test_keypoint_loss_doubts_labels_that_swap_sides() -> None:
+    maps = sure_maps([LEFT, RIGHT, MIDDLE])
+    right = loss_of(maps, [LEFT, RIGHT, MIDDLE])
+    swapped = loss_of(maps, [RIGHT, LEFT, MIDDLE])
+    # Both labels of the pair at the price of one swap in 33, two joints of three.
+    assert swapped - right == pytest.approx(math.log(0.97 / 0.03) / 3, abs=0.01)
+    # With one side unlabelled there is nothing to swap: the label lies anywhere.
+    lone = loss_of(maps, [RIGHT, LEFT, MIDDLE], (1, 0, 1)) - loss_of(maps, [LEFT, RIGHT, MIDDLE], (1, 0, 1))
+    assert lone > 2 * (swapped - right)
+
+
+def test_keypoint_loss_bounds_what_a_stray_label_costs() -> None:
+    maps = sure_maps([LEFT, RIGHT, MIDDLE], certainty=1 - 1e-9)
+    assert loss_of(maps, [LEFT, RIGHT, [1.0, 1.0]], (0, 0, 1)) == pytest.approx(
+        math.log(257 / 0.03), abs=0.01
+    )
+
+
+def test_keypoint_loss_is_the_cross_entropy_while_nothing_is_known() -> None:
+    maps = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    targets = heatmaps.encode(
+        torch.tensor([[LEFT, RIGHT, MIDDLE]]), torch.ones(1, 3, dtype=torch.bool), (16, 16), 1.0
+    )
+    loss = keypoint_loss(maps, targets, torch.ones(1, 3), [1, 0, 2])
+    assert loss.item() == pytest.approx(math.log(257), abs=1e-3)
+    # What is not known does not count, however wrong.
+    torch.autograd.backward(keypoint_loss(maps, targets, torch.tensor([[1.0, 1.0, 0.0]]), [1, 0, 2]))
+    assert maps.grad is not None and maps.grad[0, 0].abs().sum() > 0 and not maps.grad[0, 2].any()

@@ -113,7 +113,12 @@ class PersonFinder(nn.Module):
 
     @staticmethod
     def decode(centres: Tensor, distances: Tensor, max_people: int = 100) -> tuple[Tensor, Tensor]:
-        """The boxes at local maxima of the centre heatmap (paper section 4, "From points to bounding boxes").
+        """The boxes at local maxima of the score (paper section 4, "From points to bounding boxes").
+
+        A cell's score is the probability that it is a centre, times how well its neighbours agree on the
+        box: the mean overlap (intersection over union) of theirs with its own, weighted by their
+        probabilities. Where they do not, the box is likely to be wrong, and how right it is is part of how
+        sure a found person is (as in "IoU-Net", Jiang et al. 2018, arXiv:1807.11590, section 2.1).
 
         Stays on the device; the result has a fixed size, padded with scores of 0.
 
@@ -125,12 +130,34 @@ class PersonFinder(nn.Module):
             boxes ``(N, max_people, 4)`` xyxy input px, scores ``(N, max_people)`` in [0, 1], falling.
         """
         h, w = centres.shape[1:]
+        middles = [torch.arange(size, device=centres.device) * FINDER_STRIDE_PX for size in (h, w)]
+        y, x = torch.meshgrid(*(m + (FINDER_STRIDE_PX - 1) / 2 for m in middles), indexing="ij")
+        left, upper, right, lower = distances.unbind(1)
+        boxes = torch.stack([x - left, y - upper, x + right, y + lower], dim=1)
         scores = centres.sigmoid()
+        scores = scores * _agreement(boxes, scores)
         peaks = scores * (F.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0] == scores)
         top, cells = peaks.flatten(1).topk(min(max_people, h * w))
-        middle = (FINDER_STRIDE_PX - 1) / 2
-        x = (cells % w) * FINDER_STRIDE_PX + middle
-        y = torch.div(cells, w, rounding_mode="floor") * FINDER_STRIDE_PX + middle
-        sides = distances.flatten(2).gather(2, cells[:, None].expand(-1, 4, -1))
-        left, upper, right, lower = sides.unbind(1)
-        return torch.stack([x - left, y - upper, x + right, y + lower], dim=-1), top
+        return boxes.flatten(2).gather(2, cells[:, None].expand(-1, 4, -1)).transpose(1, 2), top
+
+
+def _agreement(boxes: Tensor, weights: Tensor) -> Tensor:
+    """Mean overlap of each cell's box with those of the eight cells around, by their weights.
+
+    Args:
+        boxes: ``(N, 4, h, w)`` xyxy.
+        weights: ``(N, h, w)``; cells off the map have none.
+
+    Returns:
+        ``(N, h, w)`` in [0, 1].
+    """
+    n, _, h, w = boxes.shape
+    around = [i for i in range(9) if i != 4]
+    theirs = F.unfold(F.pad(boxes, (1, 1, 1, 1), mode="replicate"), 3).view(n, 4, 9, h, w)[:, :, around]
+    share = F.unfold(weights[:, None], 3, padding=1).view(n, 9, h, w)[:, around]
+    ours = boxes[:, :, None]
+    low, high = torch.maximum(theirs[:, :2], ours[:, :2]), torch.minimum(theirs[:, 2:], ours[:, 2:])
+    common = (high - low).clamp_min(0).prod(1)
+    sizes = [(box[:, 2:] - box[:, :2]).prod(1) for box in (theirs, ours)]
+    overlaps = common / (sizes[0] + sizes[1] - common).clamp_min(1e-6)
+    return (overlaps * share).sum(1) / share.sum(1).clamp_min(1e-9)

@@ -25,6 +25,7 @@ class Augmentation:
         part: share of crops that show only a part of the body, so that joints leave the crop.
         mirror, color, gray, blur, cut_out: shares of crops mirrored, recoloured, and so on.
         background: share of crops whose outside is filled from another image instead of a colour.
+        mosaic: share of views of whole images that show parts of four.
     """
 
     scale: float = 0.2
@@ -38,6 +39,7 @@ class Augmentation:
     blur: float = 0.1
     cut_out: float = 0.3
     background: float = 0.3
+    mosaic: float = 0.0
 
 
 def random_crop(

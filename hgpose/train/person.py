@@ -39,8 +39,13 @@ _CENTRE_SPREAD = 0.54 / 6
 _LEAST_VISIBLE = 0.35
 #: Nor is one smaller than this, input px.
 _LEAST_HEIGHT_PX = 10.0
+#: How much larger or smaller than the view an image is shown: from far to near, alone and in a mosaic.
+_WHOLE_ZOOM, _QUARTER_ZOOM = (0.6, 2.2), (0.9, 2.8)
 #: False boxes allowed an image, and per 100 images without people, when the threshold is chosen.
 _FALSE_BOXES = (0.28, 1.8)
+
+#: Boxes ``(n, 4)`` and which of them are crowds ``(n,)``.
+_Boxes = tuple[NDArray[np.floating], NDArray[np.bool_]]
 
 
 class PersonDataset(Samples):
@@ -61,34 +66,81 @@ class PersonDataset(Samples):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, i = key
         rng = np.random.default_rng((self.seed, epoch, i))
-        image = self.cache.image(i)
-        transform = self._random_view(image, rng)
-        view = transform.warp(image, onto=random_fill(self.size_px, rng))
-        boxes = self.boxes.boxes[i]
-        # All four corners, for a view that is turned.
-        corners = self.cache.to_window(i, boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]])
-        turned = transform.to_crop(corners)
-        low, high = turned.min(1), turned.max(1)
-        targets = box_targets(np.concatenate([low, high], axis=1), self.boxes.crowd[i], self.size_px)
-        view = random_look(view, self.aug, rng)
-        image_tensor = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
-        return {"image": image_tensor} | {key: torch.from_numpy(value) for key, value in targets.items()}
+        canvas = random_fill(self.size_px, rng)
+        if rng.random() < self.aug.mosaic:
+            boxes, crowd = self._mosaic(i, canvas, rng)
+        else:
+            boxes, crowd = self._view(i, canvas, _WHOLE_ZOOM, rng)
+        view = random_look(canvas, self.aug, rng)
+        image = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
+        targets = box_targets(boxes, crowd, self.size_px)
+        return {"image": image} | {key: torch.from_numpy(value) for key, value in targets.items()}
 
-    def _random_view(self, image: NDArray[np.uint8], rng: np.random.Generator) -> CropTransform:
+    def _mosaic(self, i: int, canvas: NDArray[np.uint8], rng: np.random.Generator) -> _Boxes:
+        """Views of four images, side by side ("YOLOv4", Bochkovskiy et al. 2020, section 3.3)."""
+        others = rng.integers(len(self), size=3).tolist()
+        x, y = (rng.uniform(0.3, 0.7, 2) * self.size_px).astype(int).tolist()
+        boxes, crowd = [], []
+        for j, (left, top) in zip([i, *others], [(0, 0), (x, 0), (0, y), (x, y)], strict=True):
+            quarter = canvas[top : y if top == 0 else self.size_px, left : x if left == 0 else self.size_px]
+            shown = quarter.copy()
+            b, c = self._view(j, shown, _QUARTER_ZOOM, rng)
+            quarter[:] = shown
+            boxes.append(b + np.array([left, top, left, top]))
+            crowd.append(c)
+        return np.concatenate(boxes), np.concatenate(crowd)
+
+    def _view(
+        self, i: int, canvas: NDArray[np.uint8], zoom: tuple[float, float], rng: np.random.Generator
+    ) -> _Boxes:
+        """Draws a random view of image ``i`` on a canvas; its people there, as :func:`in_view` says."""
+        image = self.cache.image(i)
+        height, width = canvas.shape[:2]
+        transform = self._random_view(image, (width, height), zoom, rng)
+        transform.warp(image, onto=canvas)
+        # All four corners, for a view that is turned.
+        corners = self.cache.to_window(i, self.boxes.boxes[i][:, [[0, 1], [2, 1], [0, 3], [2, 3]]])
+        turned = transform.to_crop(corners)
+        boxes = np.concatenate([turned.min(1), turned.max(1)], axis=1)
+        return in_view(boxes, self.boxes.crowd[i], (width, height))
+
+    def _random_view(
+        self,
+        image: NDArray[np.uint8],
+        size_wh: tuple[int, int],
+        zoom: tuple[float, float],
+        rng: np.random.Generator,
+    ) -> CropTransform:
         h, w = image.shape[:2]
-        # From far (the image fills 60 % of the view) to near (45 % of the image fills the view).
-        width = max(h, w) * float(np.exp(rng.uniform(np.log(0.45), np.log(1.65))))
-        slack = abs(max(h, w) - width) / 2
-        center = (np.array([w, h]) - 1) / 2 + rng.uniform(-slack, slack, 2)
+        shown = max(h, w) / float(np.exp(rng.uniform(*np.log(zoom)))) * np.array(size_wh) / max(size_wh)
+        slack = abs(max(h, w) - shown) / 2
+        center = (np.array([w, h]) - 1) / 2 + rng.uniform(-slack, slack)
         return CropTransform(
             (float(center[0]), float(center[1])),
-            width,
-            (self.size_px, self.size_px),
+            float(shown[0]),
+            size_wh,
             rotation_deg=float(np.clip(rng.normal(0, 4), -10, 10)),
             mirror=bool(rng.random() < self.aug.mirror),
             # Frames come in every aspect, the training images were squeezed to squares.
             stretch=float(np.exp(np.clip(rng.normal(0, 0.2), -0.5, 0.5))),
         )
+
+
+def in_view(boxes: NDArray[np.floating], crowd: NDArray[np.bool_], size_wh: tuple[int, int]) -> _Boxes:
+    """Boxes cut to a view, without those that lie outside.
+
+    Args:
+        boxes: ``(n, 4)`` xyxy px of the view.
+        crowd: ``(n,)``, regions where people are neither wanted nor wrong.
+        size_wh: size of the view, px.
+
+    Returns:
+        ``(m, 4)`` and ``(m,)``; people of whom too little is left are regions, too.
+    """
+    cut = boxes.clip(-0.5, np.tile(size_wh, 2) - 0.5)
+    area, left = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (boxes, cut))
+    seen = left > 0
+    return cut[seen], (crowd | (left < _LEAST_VISIBLE * area))[seen]
 
 
 def box_targets(
@@ -105,18 +157,14 @@ def box_targets(
     cells = np.arange(n, dtype=np.float32)
     centres, known = np.zeros((n, n), np.float32), np.ones((n, n), np.float32)
     shares, target = np.zeros((n, n), np.float32), np.zeros((4, n, n), np.float32)
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    clipped = boxes.clip(-0.5, size_px - 0.5)
-    visible = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1)
+    boxes, crowd = in_view(boxes, crowd, (size_px, size_px))
     # Small people last: where two overlap, the smaller one's cells are its own.
-    for i in np.argsort(-visible):
-        x1, y1, x2, y2 = clipped[i]
+    for i in np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)):
+        x1, y1, x2, y2 = boxes[i]
         w, h = (x2 - x1) / FINDER_STRIDE_PX, (y2 - y1) / FINDER_STRIDE_PX
-        if visible[i] <= 0:
-            continue
         x, y = crop_to_heatmap(np.array([(x1 + x2) / 2, (y1 + y2) / 2]), FINDER_STRIDE_PX)
         small = (y2 - y1) < _LEAST_HEIGHT_PX
-        if crowd[i] or small or visible[i] < _LEAST_VISIBLE * area[i]:
+        if crowd[i] or small:
             inside = (abs(cells - y) <= h / 2)[:, None] & (abs(cells - x) <= w / 2)[None]
             known[inside] = 0
             continue
@@ -213,7 +261,11 @@ class PersonTask:
             )
         windows = [Window(file, None, 2 * options.size_px) for file in boxes.files]
         self.dataset = PersonDataset(
-            boxes, build_cache(windows, cache), options.size_px, Augmentation(cut_out=0.15), options.seed
+            boxes,
+            build_cache(windows, cache),
+            options.size_px,
+            Augmentation(cut_out=0.15, mosaic=0.5),
+            options.seed,
         )
 
     def build(self) -> nn.Module:

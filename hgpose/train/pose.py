@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from hgpose.weights import Card
 
 #: Standard deviation of the target around a joint, in heatmap cells.
 SIGMA_CELLS = 1.0
+#: Share of labels that are taken to name the wrong side, and share taken to lie anywhere.
+_SWAPPED, _STRAY = 0.03, 0.03
 
 
 class PoseDataset(Samples):
@@ -115,6 +118,39 @@ def person_windows(people: PoseSet, size_px: int) -> list[Window]:
     return windows
 
 
+def keypoint_loss(maps: Tensor, targets: Tensor, weights: Tensor, flip_order: list[int]) -> Tensor:
+    """Cross-entropy between raw maps and targets of which some are wrong.
+
+    A crowd's labels swap sides, and some miss the body. So a label's likelihood is that of a mixture: it is
+    right, or both labels of a pair stand for the other side, or it says nothing of where the joint is. While
+    the network knows little this is the cross-entropy; once it is sure of the opposite, the label is
+    doubted. (Patrini et al. 2017, "Making Deep Neural Networks Robust to Label Noise", section 4.1,
+    correct a loss forward by such a model of the noise.)
+
+    Args:
+        maps: ``(N, K, h, w)`` raw maps.
+        targets: ``(N, K, h, w)`` from :func:`hgpose.heatmaps.encode`.
+        weights: ``(N, K)``, 0 where nothing is known of the joint.
+        flip_order: of each keypoint its other side, or itself.
+
+    Returns:
+        Scalar: the weighted mean over joints.
+    """
+    anywhere = math.log(_STRAY / (maps.shape[-2] * maps.shape[-1] + 1))
+
+    def of(labels: Tensor) -> Tensor:
+        right = heatmaps.log_likelihood(maps, labels) + math.log1p(-_STRAY)
+        return torch.logaddexp(right, right.new_tensor(anywhere))
+
+    own, other = of(targets), of(targets[:, flip_order])
+    pair, swapped = own + own[:, flip_order], other + other[:, flip_order]
+    mixed = torch.logaddexp(pair + math.log1p(-_SWAPPED), swapped + math.log(_SWAPPED)) / 2
+    paired = torch.tensor([i != k for k, i in enumerate(flip_order)], device=maps.device)
+    both = paired & (weights > 0) & (weights[:, flip_order] > 0)
+    loss = -torch.where(both, mixed, own)
+    return (loss * weights).sum() / weights.sum().clamp_min(1.0)
+
+
 class PoseTask:
     """Trains a :class:`StackedHourglass` to find the keypoints of one person a crop.
 
@@ -180,11 +216,12 @@ class PoseTask:
         return self._card
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Mean over stacks of the cross-entropy against Gaussian targets (intermediate supervision)."""
+        """Mean over stacks of :func:`keypoint_loss` against Gaussian targets (intermediate supervision)."""
         outputs = model(normalise(batch["image"], self._card))
         size = outputs[0].shape[-2:]
         targets = heatmaps.encode(batch["points"], batch["present"], size, SIGMA_CELLS)
-        losses = [heatmaps.cross_entropy(maps, targets, batch["weights"]) for maps in outputs]
+        order = self.dataset.flip_order
+        losses = [keypoint_loss(maps, targets, batch["weights"], order) for maps in outputs]
         return torch.stack(losses).mean()
 
     def validate(self, model: nn.Module, device: torch.device, half: bool) -> dict[str, float]:
