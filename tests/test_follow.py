@@ -170,9 +170,9 @@ def test_a_faint_thing_beside_a_person_is_nobody(every: int, beside: int) -> Non
 
 
 def test_a_faint_person_is_one_by_the_pose() -> None:
-    found, _, _ = run([Walker(300, 0)], 60, found=lambda i, t: 0.36)
+    found, _, _ = run([Walker(300, 0)], 60, found=lambda i, t: 0.4)
     assert all(len(poses) == 1 for poses in found)
-    found, _, _ = run([Walker(300, 0)], 60, found=lambda i, t: 0.36, posed=lambda i, t: 0.3)
+    found, _, _ = run([Walker(300, 0)], 60, found=lambda i, t: 0.4, posed=lambda i, t: 0.3)
     assert not any(len(poses) for poses in found)
 
 
