@@ -72,7 +72,9 @@ class TrainOptions:
         )
         _require(self.batch >= 2, f"--batch must be at least 2, not {self.batch}")
         _require((self.epochs is None) != (self.minutes is None), "give either --epochs or --minutes")
-        _require((self.epochs or self.minutes or 0) > 0, "--epochs and --minutes must be above 0")
+        length = self.epochs or self.minutes or 0
+        _require(0 < length < math.inf, "--epochs and --minutes must be above 0, and finite")
+        _require(0 <= self.seed < 2**63, f"--seed must lie in 0 to 2^63, not {self.seed}")
         _require(self.learning_rate > 0, f"--lr must be above 0, not {self.learning_rate}")
         _require(0 <= self.decay <= 1, f"--decay must lie in 0 to 1, not {self.decay}")
         _require(self.init is not None or not self.freeze_stem, "--freeze-stem goes with --init only")

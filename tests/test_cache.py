@@ -116,3 +116,17 @@ def test_corrupt_image_leaves_nothing_behind(file: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"broken\.png"):
         build_cache([Window(file, None, 50), Window(broken, None, 50)], tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["bin", "npy"])
+@pytest.mark.parametrize("content", [b"", b"short", b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'"])
+def test_damaged_cache_is_made_anew(
+    file: Path, image: NDArray[np.uint8], tmp_path: Path, kind: str, content: bytes
+) -> None:
+    windows = [Window(file, None, 1000)]
+    build_cache(windows, tmp_path / "cache")
+    (damaged,) = (tmp_path / "cache").glob(f"*.{kind}")
+    damaged.write_bytes(content)
+    assert np.array_equal(build_cache(windows, tmp_path / "cache").image(0), image)
+    # And whole from then on.
+    assert np.array_equal(build_cache(windows, tmp_path / "cache").image(0), image)

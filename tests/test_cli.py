@@ -126,6 +126,25 @@ def test_what_is_missing_is_exit_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("task", "option", "value"),
+    [
+        ("pose", "--stacks", "0"),
+        ("pose", "--width", "12"),
+        ("person", "--width", "-8"),
+        ("person", "--input", "7"),
+        ("pose", "--seed", "-1"),
+        ("person", "--epochs", "inf"),
+    ],
+)
+def test_training_out_of_range_is_exit_2(task: str, option: str, value: str, tmp_path: Path) -> None:
+    length = [] if option == "--epochs" else ["--epochs", "1"]
+    arguments = ["train", task, "a.json", "--val", "b.json", "--out", str(tmp_path / "run"), *length]
+    result = CliRunner().invoke(app, [*arguments, option, value])
+    assert result.exit_code == 2
+    assert not (tmp_path / "run").exists()
+
+
 def test_unknown_device_is_exit_2(hgpose_command: Hgpose) -> None:
     result = hgpose_command("video", "clip.mp4", "--device", "abacus")
     assert result.exit_code == 2

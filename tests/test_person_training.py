@@ -201,6 +201,24 @@ def test_overfits_two_images(boxes: Boxes, tmp_path: Path, monkeypatch: pytest.M
     assert trainer.scores["AP50"] > 99
 
 
-def test_validation_set_without_boxes(boxes: Boxes, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"0\.png.* has no boxes"):
-        task(boxes([[], []]), tmp_path)
+@pytest.mark.parametrize("box", [None, (10, 10, 30, 14)], ids=["none", "lower than a tenth of the image"])
+def test_validation_set_without_boxes_that_count(
+    boxes: Boxes, tmp_path: Path, box: tuple[int, int, int, int] | None
+) -> None:
+    learnt, chosen = boxes([[(10, 10, 50, 70)], []]), boxes([[box] if box else [], []])
+    run = TrainOptions(out=tmp_path / "run", size_px=64, epochs=1)
+    with pytest.raises(InputError, match=r"0\.png.* has no boxes of people as high as"):
+        PersonTask(learnt, chosen, {"stacks": 1, "width": 16}, run, tmp_path / "cache", {}, 64)
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_training_set_without_boxes(boxes: Boxes, tmp_path: Path, crowd: bool) -> None:
+    chosen = boxes([[(10, 10, 50, 70)], []])
+    learnt = (
+        replace(chosen, crowd=tuple(np.ones(len(b), bool) for b in chosen.boxes))
+        if crowd
+        else boxes([[], []])
+    )
+    run = TrainOptions(out=tmp_path / "run", size_px=64, epochs=1)
+    with pytest.raises(InputError, match=r"training set .*has no boxes"):
+        PersonTask(learnt, chosen, {"stacks": 1, "width": 16}, run, tmp_path / "cache", {}, 64)

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable, Sized
 from dataclasses import replace
@@ -22,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hgpose import heatmaps
-from hgpose.errors import InputError, OutputError, TrainingError
+from hgpose.errors import InputError, OptionsError, OutputError, TrainingError
 from hgpose.keypoints import COCO17
 from hgpose.options import TrainOptions
 from hgpose.train import loop
@@ -70,7 +71,7 @@ class Toy:
 
     def __init__(self, samples: int = 8, score: float = 50.0) -> None:
         self.dataset: Any = _ToySamples(samples)
-        self.score, self.poison = score, False
+        self.score, self.poison, self.chosen_on = score, False, "these"
 
     def build(self) -> nn.Module:
         return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
@@ -85,6 +86,9 @@ class Toy:
 
     def card(self) -> Card:
         return Card("toy", self.name, {"kind": "toy"}, 64, (0, 0, 0), (1, 1, 1))
+
+    def data(self) -> tuple[str, str]:
+        return f"toys{len(self.dataset)}", self.chosen_on
 
 
 class _ToySamples(torch.utils.data.Dataset[dict[str, Any]], Sized):
@@ -493,12 +497,128 @@ def test_truncated_checkpoint(tmp_path: Path) -> None:
 
 def test_checkpoint_of_another_run(people: People, tmp_path: Path) -> None:
     Trainer(Toy(), options(tmp_path, epochs=1)).run(nothing)
-    for changes in ({"seed": 1}, {"batch": 4}):
-        with pytest.raises(TrainingError, match=r"--batch 2 --seed 0: resume with the same"):
+    for changes, what in (
+        ({"seed": 1}, "--seed 0"),
+        ({"batch": 4}, "--batch 2"),
+        ({"size_px": 128}, "--size 64"),
+    ):
+        with pytest.raises(TrainingError, match=rf"was trained with {what}: resume with the same"):
             Trainer(Toy(), options(tmp_path, resume=True, **changes))
+    other = Toy(samples=9)
+    other.chosen_on = "those"
+    with pytest.raises(TrainingError, match="annotations of checksum toys8, a --val of checksum these"):
+        Trainer(other, options(tmp_path, resume=True))
     run = options(tmp_path, resume=True)
-    with pytest.raises(TrainingError, match="not a checkpoint of this run"):
+    with pytest.raises(TrainingError, match=r"was trained with the network .*toy"):
         Trainer(pose_task(people(2), run, tmp_path / "cache"), run)
+
+
+def test_checksum_follows_labels_not_folders(people: People, tmp_path: Path) -> None:
+    run = options(tmp_path)
+    three = pose_task(people(3), run, tmp_path / "cache").data()
+    assert three[0] == three[1]
+    moved = replace(people(3), points=people(3).points + 1)
+    assert pose_task(moved, run, tmp_path / "cache").data() != three
+    away = [tmp_path / "elsewhere" / file.name for file in people(3).files]
+    labels = (people(3).points,)
+    assert loop.checksum(away, labels) == loop.checksum(people(3).files, labels)
+
+
+@pytest.mark.parametrize("broken", [{"step": "x"}, {"optimizers": [5, 6]}, {"random": None}, {"same": None}])
+def test_checkpoint_with_something_else_in_it(tmp_path: Path, broken: dict[str, Any]) -> None:
+    Trainer(Toy(), options(tmp_path, epochs=1)).run(nothing)
+    file = tmp_path / "checkpoint.pt"
+    torch.save(torch.load(file) | broken, file)
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: not a checkpoint"):
+        Trainer(Toy(), options(tmp_path, resume=True))
+
+
+def test_time_since_the_last_validation_outlives_a_kill(tmp_path: Path, short_looks: None) -> None:
+    Trainer(Toy(), options(tmp_path, epochs=9, validation_minutes=1e-9)).run(nothing)
+    trainer = Trainer(Toy(), options(tmp_path, epochs=10, resume=True))
+    assert 0 < trainer.validated <= trainer.seconds
+
+
+def test_resuming_clears_what_a_kill_left(tmp_path: Path) -> None:
+    Trainer(Toy(), options(tmp_path, epochs=1)).run(nothing)
+    (tmp_path / ".hgpose-0123.part").write_bytes(b"half")
+    Trainer(Toy(), options(tmp_path, resume=True))
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_best_weights_in_the_way(tmp_path: Path) -> None:
+    best = tmp_path / "best.safetensors"
+    best.write_bytes(b"dear")
+    with pytest.raises(TrainingError, match=r"best\.safetensors is there"):
+        Trainer(Toy(), options(tmp_path))
+    assert best.read_bytes() == b"dear"
+
+
+def test_log_that_is_none(tmp_path: Path, short_looks: None) -> None:
+    Trainer(Toy(), options(tmp_path, epochs=2)).run(nothing)
+    log = tmp_path / "log.csv"
+    rows = log_rows(tmp_path)
+    log.write_bytes(log.read_bytes() + b"abc,1,2,3,4,5\n1,1,1,4x,1,\n\xff\xfe\n")
+    Trainer(Toy(), options(tmp_path, epochs=2, resume=True)).run(nothing)
+    assert log_rows(tmp_path)[: len(rows)] == rows
+    log.unlink()
+    log.mkdir()
+    with pytest.raises(OutputError, match=r"log\.csv"):
+        Trainer(Toy(), options(tmp_path, epochs=2, resume=True))
+
+
+def test_samples_of_a_set_smaller_than_a_batch_are_counted(tmp_path: Path, short_looks: None) -> None:
+    Trainer(Toy(3), options(tmp_path, batch=16, epochs=4)).run(nothing)
+    assert log_rows(tmp_path)[-1]["samples"] == "12"
+
+
+class Dying(_ToySamples):
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        if key[0] == 3 and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(key)
+
+
+def train_with_a_loader_that_dies(out: Path, told: Any) -> None:
+    toy = Toy()
+    toy.dataset = Dying(8)
+    try:
+        Trainer(toy, options(out, workers=1)).run(nothing)
+    except TrainingError as error:
+        told.put(str(error))
+        told.close()
+        told.join_thread()
+        os._exit(0)
+
+
+def test_loader_that_dies(tmp_path: Path) -> None:
+    # In a process of its own: PyTorch raises its error once more, anywhere, when it hears of the death.
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    process = context.Process(target=train_with_a_loader_that_dies, args=(tmp_path, told))
+    process.start()
+    assert "a process that prepares crops died at step" in told.get(timeout=120)
+    process.join()
+
+
+def test_file_size_limit(tmp_path: Path) -> None:
+    Trainer(Toy(), options(tmp_path, epochs=1)).run(nothing)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    trainer = Trainer(Toy(), options(tmp_path, epochs=2, resume=True))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*checkpoint\.pt"):
+            trainer.save(trainer.checkpoint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("changes", [{"seed": -1}, {"seed": 10**30}, {"epochs": math.inf}])
+def test_options_out_of_range(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(OptionsError):
+        options(tmp_path, **changes)
 
 
 def test_weights_to_begin_with(people: People, tmp_path: Path) -> None:

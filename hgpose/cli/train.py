@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,16 @@ train_app = typer.Typer(help="Train the pose network or the person finder.", no_
 
 _D = TrainOptions(out=Path("runs"), minutes=1)
 
+
+def _multiple_of(step: int) -> Callable[[int], int]:
+    def check(value: int) -> int:
+        if value % step:
+            raise typer.BadParameter(f"{value} is no multiple of {step}")
+        return value
+
+    return check
+
+
 Annotations = Annotated[list[Path], typer.Argument(help="Annotation files to train on.", show_default=False)]
 Images = Annotated[
     list[Path] | None,
@@ -27,7 +38,10 @@ Val = Annotated[
     Path, typer.Option("--val", help="Annotations to choose the best weights on.", show_default=False)
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
-Stacks = Annotated[int, typer.Option("--stacks", help="Hourglasses.")]
+Stacks = Annotated[int, typer.Option("--stacks", min=1, help="Hourglasses.")]
+Width = Annotated[
+    int, typer.Option("--width", min=8, help="Channels of an hourglass.", callback=_multiple_of(8))
+]
 Size = Annotated[int, typer.Option("--size", help="Side of the training crops, px, a multiple of 64.")]
 Batch = Annotated[int, typer.Option("--batch", help="Samples a step.")]
 Epochs = Annotated[float | None, typer.Option("--epochs", help="Length in passes over the data.")]
@@ -74,7 +88,7 @@ def train_pose(
     out: Out = Path("runs/pose"),
     keypoints: Annotated[str, typer.Option("--keypoints", help="Keypoint set to predict.")] = "body19",
     stacks: Stacks = 3,
-    width: Annotated[int, typer.Option("--width", help="Channels of an hourglass.")] = 128,
+    width: Width = 128,
     empty: Annotated[
         Path | None,
         typer.Option("--empty", help="Box annotations whose images without people serve as backgrounds."),
@@ -105,8 +119,10 @@ def train_pose(
     from hgpose.keypoints import keypoint_set
     from hgpose.train.archives import load_people
     from hgpose.train.datasets import concatenate, load_box_set
+    from hgpose.train.loop import check_run
     from hgpose.train.pose import PoseTask
 
+    check_run(options)
     wanted = keypoint_set(keypoints)
     folders = images or []
     people = concatenate([load_people(path, folders, wanted) for path in annotations])
@@ -129,15 +145,18 @@ def train_pose(
 
 @train_app.command("person")
 def train_person(
-    annotations: Annotations,
+    annotations: Annotated[Path, typer.Argument(help="Annotation file to train on.", show_default=False)],
     val: Val,
     images: Images = None,
     out: Out = Path("runs/person"),
     stacks: Stacks = 2,
-    width: Annotated[int, typer.Option("--width", help="Channels of the hourglass.")] = 128,
+    width: Width = 128,
     size: Size = 256,
     input_px: Annotated[
-        int, typer.Option("--input", help="Longer side of the input when the model is used, px.")
+        int,
+        typer.Option(
+            "--input", min=64, help="Side of a square as large as the input when the model is used, px."
+        ),
     ] = 256,
     batch: Batch = _D.batch,
     epochs: Epochs = None,
@@ -155,25 +174,26 @@ def train_person(
     data_note: Data = None,
     licence: Licence = "",
 ) -> None:
-    """Train the person finder on boxes."""
+    """Train the person finder on boxes (COCO-style JSON)."""
     options = TrainOptions(
         out=out, size_px=size, batch=batch, epochs=epochs, minutes=minutes, learning_rate=lr, decay=decay,
         seed=seed, resume=resume, init=init, freeze_stem=freeze_stem, device=device, half=half,
         workers=workers,
     )  # fmt: skip
     from hgpose.train.datasets import load_box_set
+    from hgpose.train.loop import check_run
     from hgpose.train.person import PersonTask
 
-    if len(annotations) != 1:
-        raise typer.BadParameter("give one annotation file", param_hint="ANNOTATIONS")
-    boxes, validation = (load_box_set(path, images or []) for path in (annotations[0], val))
+    check_run(options)
+
+    boxes, validation = (load_box_set(path, images or []) for path in (annotations, val))
     task = PersonTask(
         boxes,
         validation,
         {"stacks": stacks, "width": width},
         options,
         cache,
-        _description(data_note, annotations, licence, seed),
+        _description(data_note, [annotations], licence, seed),
         input_px,
     )
     _run(task, options)
@@ -200,8 +220,11 @@ def _run(task: Task, options: TrainOptions) -> None:
         TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} img/s  {task.fields[scores]}"),
         TimeRemainingColumn(),
     )
+    if len(set(task.data())) == 1:
+        console.print("note: --val is what is trained on: its score says nothing of other images")
     with Progress(*columns, console=console) as bar:
         line = bar.add_task("training", total=1.0, step=trainer.step, loss=float("nan"), rate=0.0, scores="")
+        bar.update(line, completed=trainer.done)
 
         def report(state: State) -> None:
             scores = "  ".join(f"{key} {value:.1f}" for key, value in state.scores.items())

@@ -80,7 +80,7 @@ def build_cache(windows: Sequence[Window], folder: Path) -> ImageCache:
             ).encode()
         )
     pixels, index = (folder / f"{key.hexdigest()[:16]}.{kind}" for kind in ("bin", "npy"))
-    if not (pixels.exists() and index.exists()):
+    if (found := _whole(pixels, index, len(windows))) is None:
         rows, start = [], 0
         with atomic_path(pixels, overwrite=True) as partial, partial.open("wb") as out:
             previous: tuple[Path, NDArray[np.uint8]] | None = None
@@ -94,8 +94,20 @@ def build_cache(windows: Sequence[Window], folder: Path) -> ImageCache:
                 start += part.size
         # The index last: where it stands, the pixels are whole.
         with atomic_path(index, overwrite=True) as partial, partial.open("wb") as out, output_errors(index):
-            np.save(out, np.array(rows, dtype=np.float64).reshape(-1, 7))
-    return ImageCache(pixels, np.load(index))
+            np.save(out, found := np.array(rows, dtype=np.float64).reshape(-1, 7))
+    return ImageCache(pixels, found)
+
+
+def _whole(pixels: Path, index: Path, count: int) -> NDArray[np.float64] | None:
+    """The index of a cache, unless one of its files is missing or damaged: a machine may lose its power."""
+    try:
+        rows: NDArray[np.float64] = np.load(index)
+        size = pixels.stat().st_size
+    except (OSError, EOFError, ValueError):
+        return None
+    if rows.shape != (count, 7) or rows.dtype != np.float64:
+        return None
+    return rows if int((rows[:, 1] * rows[:, 2]).sum()) * 3 == size else None
 
 
 def _cut(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import csv
+import hashlib
 import importlib.util
+import io
 import math
 import pickle
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,10 +36,19 @@ from hgpose.weights import Card, load_weights, save_weights
 
 #: Steps between two looks at the loss; each look waits for the device.
 _LOOK_STEPS = 20
+_CHECKPOINT, _BEST = "checkpoint.pt", "best.safetensors"
 #: A row of ``log.csv`` holds either the loss since the row before, or the score of a validation.
 _LOG_COLUMNS = ("step", "samples", "seconds", "loss", "samples_per_s", "score")
 #: What PyTorch answers a file that is none of its own, or one of another network.
-_NOT_A_CHECKPOINT = (EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
+_NOT_A_CHECKPOINT = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 
 #: Mean and standard deviation of RGB in [0, 1] over ImageNet photographs, the usual normalisation.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -82,6 +94,40 @@ class Task(Protocol):
     def card(self) -> Card:
         """The card of the weights, without checksum and scores."""
         ...
+
+    def data(self) -> tuple[str, str]:
+        """The :func:`checksum` of what is learnt from, and of what the best weights are chosen on."""
+        ...
+
+
+def checksum(files: Sequence[Path], labels: Iterable[NDArray[Any]]) -> str:
+    """A name of twelve digits for annotated images, the same wherever their folder lies."""
+    key = hashlib.sha1("\0".join(file.name for file in files).encode(errors="surrogateescape"))
+    for array in labels:
+        key.update(np.ascontiguousarray(array).tobytes())
+    return key.hexdigest()[:12]
+
+
+def check_run(options: TrainOptions) -> None:
+    """Whether a run can begin, or go on, in its folder.
+
+    Raises:
+        TrainingError: an earlier run is in the way, there is nothing to resume, or matplotlib is missing.
+        OutputError: the folder cannot be made.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise TrainingError("the curves need matplotlib: pip install hgpose[train]")
+    with output_errors(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+    if options.resume:
+        if not (options.out / _CHECKPOINT).exists():
+            raise TrainingError(
+                f"{options.out / _CHECKPOINT}: nothing to resume; leave out --resume to begin"
+            )
+        return
+    for file in (options.out / _CHECKPOINT, options.out / _BEST):
+        if file.exists():
+            raise TrainingError(f"{file} is there from an earlier run: add --resume, or choose another --out")
 
 
 @dataclass(frozen=True)
@@ -138,13 +184,15 @@ class Trainer:
     Raises:
         TrainingError: fewer than two samples, nothing to resume or a run in the way, weights to begin
             with that do not fit, or no matplotlib for the curves.
+        OutputError: the folder cannot be made.
     """
 
     def __init__(self, task: Task, options: TrainOptions) -> None:
         self.task, self.options = task, options
-        if importlib.util.find_spec("matplotlib") is None:
-            raise TrainingError("the curves need matplotlib: pip install hgpose[train]")
+        check_run(options)
         self.samples = len(task.dataset)
+        #: Of a step: a set may be smaller than a batch.
+        self.batch = min(options.batch, self.samples)
         if self.samples < 2:
             raise TrainingError(
                 f"a training needs at least 2 samples, there are {self.samples}: add annotations"
@@ -168,18 +216,25 @@ class Trainer:
         self.model = to_device(model, self.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizers = _optimizers(self.model, options)
-        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.step, self.seconds, self.validated, self.best = 0, 0.0, 0.0, -math.inf
         self.scores: dict[str, float] = {}
-        with output_errors(options.out):
-            options.out.mkdir(parents=True, exist_ok=True)
         self.log_file = options.out / "log.csv"
-        self.checkpoint = options.out / "checkpoint.pt"
+        self.checkpoint = options.out / _CHECKPOINT
+        # What a run that goes on must have in common with the one that began.
+        learnt, chosen = task.data()
+        self._same = {
+            "--batch": options.batch,
+            "--seed": options.seed,
+            "--size": options.size_px,
+            "the network": str(task.card().architecture),
+            "annotations of checksum": learnt,
+            "a --val of checksum": chosen,
+        }
         if options.resume:
             self._restore()
-        elif self.checkpoint.exists():
-            raise TrainingError(
-                f"{self.checkpoint} is there from an earlier run: add --resume, or choose another --out"
-            )
+            for left in options.out.glob(".hgpose-*.part"):
+                # By a run that was killed while it wrote.
+                left.unlink(missing_ok=True)
         self._cut_log()
 
     @property
@@ -199,7 +254,8 @@ class Trainer:
         """Trains to the end and returns the best weights' file.
 
         Raises:
-            TrainingError: loss, weights or score are no longer numbers; the last checkpoint stays.
+            TrainingError: loss, weights or score are no longer numbers, or a process that prepares crops
+                died; the last checkpoint stays.
             InputError: an image of the validation set cannot be read.
             OutputError: the folder cannot be written to, or the disk is full.
         """
@@ -212,15 +268,30 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_start_worker,
         )
+        try:
+            self._train(iter(loader), report)
+        except RuntimeError as error:
+            # PyTorch says so in the middle of whatever is done then.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise self._lost(
+                "a process that prepares crops died", "add --workers 0 if memory ran out"
+            ) from None
+        # Also where a run goes on that was killed during this.
+        self._validate()
+        self.save(self.checkpoint)
+        return options.out / _BEST
+
+    def _train(self, batches: Iterator[dict[str, Tensor]], report: Callable[[Progress], None]) -> None:
+        options = self.options
         last_look = time.monotonic()
         started = last_look - self.seconds
-        saved = validated = self.seconds
+        saved = self.seconds
         losses: list[Tensor] = []
         self.model.train()
         if options.freeze_stem:
             # Its statistics stay, too.
             self.model.get_submodule("stem").eval()
-        batches = iter(loader)
         while self.done < 1:
             stable = self.done < 1 - options.decay
             losses.append(self._step(next(batches)))
@@ -229,27 +300,23 @@ class Trainer:
                 loss = float(torch.stack(losses).mean())
                 if not math.isfinite(loss):
                     raise self._lost(f"the loss is {loss}")
-                rate = len(losses) * options.batch / (time.monotonic() - last_look)
+                rate = len(losses) * self.batch / (time.monotonic() - last_look)
                 losses.clear()
                 left = self.seconds / max(self.done, 1e-9) * (1 - self.done)
                 report(Progress(self.step, self.done, loss, rate, left, self.scores))
                 self._log(f"{loss:.5f}", f"{rate:.1f}", "")
                 # Saved before the validation too, which may fail.
-                look = self.seconds - validated > options.validation_minutes * 60
+                look = self.seconds - self.validated > options.validation_minutes * 60
                 if look or self.done >= 1 or self.seconds - saved > options.checkpoint_minutes * 60:
                     self.save(self.checkpoint)
                     saved = self.seconds
                 if look and self.done < 1:
                     self._validate()
-                    saved = validated = self.seconds = time.monotonic() - started
+                    saved = self.validated = self.seconds = time.monotonic() - started
                     self.save(self.checkpoint)
                 last_look = time.monotonic()
             if stable and self.done >= 1 - options.decay:
                 self.save(options.out / "stable.pt")
-        # Also where a run goes on that was killed during this.
-        self._validate()
-        self.save(self.checkpoint)
-        return options.out / "best.safetensors"
 
     def _step(self, batch: dict[str, Tensor]) -> Tensor:
         options, done = self.options, self.done
@@ -278,8 +345,7 @@ class Trainer:
         floating = [key for key, value in ours.items() if value.is_floating_point()]
         torch._foreach_lerp_([ours[key] for key in floating], [theirs[key] for key in floating], 1 - keep)
 
-    def _lost(self, what: str) -> TrainingError:
-        rescue = "lower --lr or look for broken annotations"
+    def _lost(self, what: str, rescue: str = "lower --lr or look for broken annotations") -> TrainingError:
         if self.checkpoint.exists():
             rescue = f"{self.checkpoint} holds the last good state: --resume, and {rescue}"
         return TrainingError(f"{what} at step {self.step}; {rescue}")
@@ -292,9 +358,9 @@ class Trainer:
         if score > self.best:
             self.best = score
             card = self.task.card()
-            effort = {"hours": round(self.seconds / 3600, 2), "samples": self.step * self.options.batch}
+            effort = {"hours": round(self.seconds / 3600, 2), "samples": self.step * self.batch}
             card = replace(card, training={**card.training, **effort})
-            save_weights(self.ema.state_dict(), card, self.options.out / "best.safetensors")
+            save_weights(self.ema.state_dict(), card, self.options.out / _BEST)
         self._log("", "", f"{score:.3f}")
         draw_curves(self.log_file, name, self.options.out / "curves.png")
 
@@ -316,36 +382,38 @@ class Trainer:
             "seconds": self.seconds,
             "best": self.best,
             "random": torch.get_rng_state(),
-            "batch": self.options.batch,
-            "seed": self.options.seed,
+            "validated": self.validated,
+            "same": self._same,
         }
-        # A file of Python's own: the writer that opens a path itself hides that a disk is full.
+        # PyTorch's own writing hides why a file cannot be written.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
         with atomic_path(path, overwrite=True) as partial, output_errors(path), partial.open("wb") as file:
-            torch.save(state, file)
+            file.write(buffer.getbuffer())
 
     def _restore(self) -> None:
         try:
             state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            if (state["batch"], state["seed"]) != (self.options.batch, self.options.seed):
+            theirs = state["same"]
+            others = [f"{key} {theirs[key]}" for key, value in self._same.items() if theirs[key] != value]
+            if others:
                 raise TrainingError(
-                    f"{self.checkpoint} was trained with --batch {state['batch']} --seed {state['seed']}: "
-                    "resume with the same"
+                    f"{self.checkpoint} was trained with {', '.join(others)}: resume with the same, or begin "
+                    f"another run with --init {self.options.out / _BEST}"
                 )
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-            self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+            self.step, self.seconds, self.best = int(state["step"]), state["seconds"], state["best"]
+            self.validated = state["validated"]
             torch.set_rng_state(state["random"].cpu())
-        except FileNotFoundError:
-            raise TrainingError(
-                f"{self.checkpoint}: nothing to resume; leave out --resume to begin"
-            ) from None
         except (OSError, *_NOT_A_CHECKPOINT) as error:
-            raise TrainingError(f"{self.checkpoint}: not a checkpoint of this run ({error})") from error
+            why = str(error) or type(error).__name__
+            raise TrainingError(f"{self.checkpoint}: not a checkpoint of this run ({why})") from error
 
     def _log(self, loss: str, rate: str, score: str) -> None:
-        row = (self.step, self.step * self.options.batch, f"{self.seconds:.1f}", loss, rate, score)
+        row = (self.step, self.step * self.batch, f"{self.seconds:.1f}", loss, rate, score)
         with output_errors(self.log_file), self.log_file.open("a", newline="") as file:
             csv.writer(file).writerow(row)
 
@@ -353,12 +421,22 @@ class Trainer:
         """Begins the log, or drops what was logged after the checkpoint: it is going to happen again."""
         rows: list[list[str]] = []
         if self.options.resume and self.log_file.exists():
-            with self.log_file.open(newline="") as file:
+            with output_errors(self.log_file), self.log_file.open(newline="", errors="replace") as file:
                 rows = list(csv.reader(file))[1:]
-        # A killed run may leave half a row.
-        kept = [row for row in rows if len(row) == len(_LOG_COLUMNS) and int(row[0]) <= self.step]
+        kept = [row for row in rows if _is_logged(row) and int(row[0]) <= self.step]
         with atomic_path(self.log_file, overwrite=True) as partial, partial.open("w", newline="") as file:
             csv.writer(file).writerows([_LOG_COLUMNS, *kept])
+
+
+def _is_logged(row: list[str]) -> bool:
+    # A killed run may leave half a row.
+    with suppress(ValueError):
+        return (
+            len(row) == len(_LOG_COLUMNS)
+            and int(row[0]) >= 0
+            and all(float(cell or 0) < math.inf for cell in row)
+        )
+    return False
 
 
 def draw_curves(log: Path, score_name: str, image: Path) -> None:

@@ -7,6 +7,7 @@ the steps that centre points alone need.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,9 @@ from hgpose.train.augment import Augmentation, random_fill, random_look
 from hgpose.train.cache import ImageCache, Window, build_cache
 from hgpose.train.datasets import BoxSet
 from hgpose.train.evaluate import predict_boxes
-from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, Samples, normalise
+from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, Samples, checksum, normalise
 from hgpose.train.metrics import box_ap, match_boxes
+from hgpose.types import Detections
 from hgpose.weights import Card
 
 #: Standard deviation of a centre's Gaussian as a share of the box (paper section 4.2, alpha / 6).
@@ -255,10 +257,14 @@ class PersonTask:
             **description,
         )
         self.validation = validation
-        if not any(map(len, validation.boxes)):
+        nobody = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+        if math.isnan(box_ap(validation, [nobody] * len(validation), min_height=0.1).ap50):
             raise InputError(
-                f"the validation set (with {validation.files[0]}) has no boxes: choose another --val"
+                f"the validation set (with {validation.files[0]}) has no boxes of people as high as a tenth "
+                "of their image: choose another --val"
             )
+        if not any((~crowd).any() for crowd in boxes.crowd):
+            raise InputError(f"the training set (with {boxes.files[0]}) has no boxes: add annotations")
         windows = [Window(file, None, 2 * options.size_px) for file in boxes.files]
         self.dataset = PersonDataset(
             boxes,
@@ -275,6 +281,14 @@ class PersonTask:
     def card(self) -> Card:
         """The card of the weights, without checksum and scores."""
         return self._card
+
+    def data(self) -> tuple[str, str]:
+        """Checksums of the images to learn from and of those to choose on."""
+        learnt, chosen = (
+            checksum(boxes.files, (*boxes.boxes, *boxes.crowd))
+            for boxes in (self.dataset.boxes, self.validation)
+        )
+        return learnt, chosen
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean over stacks of centre loss plus box loss, weighted 1 to 5 (paper section 4.3)."""

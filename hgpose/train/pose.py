@@ -23,7 +23,7 @@ from hgpose.train.augment import Augmentation, random_crop, random_fill, random_
 from hgpose.train.cache import ImageCache, Window, build_cache
 from hgpose.train.datasets import PoseSet
 from hgpose.train.evaluate import predict_keypoints
-from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, Samples, normalise
+from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, Samples, checksum, normalise
 from hgpose.train.metrics import pck, torso_px
 from hgpose.weights import Card
 
@@ -214,6 +214,14 @@ class PoseTask:
     def card(self) -> Card:
         """The card of the weights, without checksum and scores."""
         return self._card
+
+    def data(self) -> tuple[str, str]:
+        """Checksums of the people to learn from and of those to choose on."""
+        learnt, chosen = (
+            checksum(people.files, (people.points, people.visibility, people.weights, people.boxes))
+            for people in (self.dataset.people, self.validation)
+        )
+        return learnt, chosen
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean over stacks of :func:`keypoint_loss` against Gaussian targets (intermediate supervision)."""
