@@ -270,9 +270,9 @@ class Trainer:
         )
         try:
             self._train(iter(loader), report)
-        except RuntimeError as error:
-            # PyTorch says so in the middle of whatever is done then.
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # PyTorch says so in the middle of whatever is done then, unless the connection breaks first.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise self._lost(
                 "a process that prepares crops died", "add --workers 0 if memory ran out"
