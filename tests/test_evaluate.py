@@ -297,6 +297,7 @@ GOOD = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
         ({"annotations": []}, "not COCO detection results"),
         ([GOOD, {"image_id": 7}], "entry 2 lacks a good"),
         ([GOOD, 5], "entry 2 lacks a good"),
+        ([GOOD, GOOD | {"image_id": float("inf")}], "entry 2 lacks a good"),
         ([GOOD | {"bbox": [1, 2, 3]}], "entry 1 lacks a good"),
         ([GOOD | {"bbox": [1, 2, -3, 4]}], "entry 1: .* is not a box"),
         ([GOOD | {"bbox": [1e30, 1, 5e30, 5]}], "entry 1: .* is not a box within 16777216 px"),
@@ -318,7 +319,7 @@ def test_bad_detections(coco: Path, tmp_path: Path, content: Any, said: str) -> 
 
 @pytest.mark.parametrize(
     "change",
-    [{"bbox": [1, 2, 3]}, {"bbox": None}, {"keypoints": [1, 2, 0]}, {"area": "big"}, {"image_id": 8}],
+    [{"bbox": [1, 2, 3]}, {"bbox": [1, 2, -3, 4]}, {"keypoints": [1, 2, 0]}, {"area": "big"}, {"area": -1}],
 )
 def test_a_malformed_crowd_is_named(coco: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     document = json.loads(coco.read_text())
@@ -328,3 +329,14 @@ def test_a_malformed_crowd_is_named(coco: Path, tmp_path: Path, change: dict[str
     people = load_people(tmp_path / "bad.json", [coco.parent / "images"], COCO17)
     with pytest.raises(InputError, match=rf"bad\.json: annotation {crowd['id']} "):
         load_coco_images(tmp_path / "bad.json", [coco.parent / "images"], people)
+
+
+def test_crowds_without_a_box_are_left_out(coco: Path, tmp_path: Path) -> None:
+    document = json.loads(coco.read_text())
+    crowds = [a for a in document["annotations"] if a["iscrowd"]]
+    crowds[0]["bbox"], crowds[1]["bbox"] = None, [5, 5, 0, 0]
+    (tmp_path / "some.json").write_text(json.dumps(document))
+    people = load_people(coco, [], COCO17)
+    before = load_coco_images(coco, [], people)
+    after = load_coco_images(tmp_path / "some.json", [coco.parent / "images"], people)
+    assert before is not None and after is not None and len(after.ignored) == len(before.ignored) - 2

@@ -19,7 +19,15 @@ from hgpose.geometry import MAX_PX, CropTransform
 from hgpose.keypoints import KeypointSet
 from hgpose.options import Style
 from hgpose.sources.images import read_image
-from hgpose.train.datasets import BoxSet, ImageFinder, PoseSet, read_json
+from hgpose.train.datasets import (
+    BoxSet,
+    Coco,
+    ImageFinder,
+    PoseSet,
+    read_id,
+    read_json,
+    reading,
+)
 from hgpose.train.metrics import (
     CocoImages,
     auc,
@@ -102,49 +110,41 @@ def load_coco_images(path: Path, folders: Sequence[Path], people: PoseSet) -> Co
         ``None`` if the file is of another kind.
 
     Raises:
-        InputError: malformed annotation, missing image.
+        InputError: malformed annotation, missing image or one of another size.
     """
     document = None if path.suffix.lower() == ".mat" else read_json(path)
     if not isinstance(document, dict):
         return None
-    find = ImageFinder(path, folders)
+    coco = Coco(document, path, ImageFinder(path, folders))
+    joints = np.array([any(name in known for known in coco.joints.values()) for name in people.names])
+    names = [name for name, known in zip(people.names, joints, strict=True) if known]
     must_be_found = set(people.annotation_ids.tolist())
     ignored = []
-    where = f"{path}: the list of categories or images"
-    try:
-        categories = {c["id"]: tuple(c["keypoints"]) for c in document["categories"] if c.get("keypoints")}
-        files = {int(image["id"]): find(image["file_name"]) for image in document["images"]}
-        joints = np.array([any(name in known for known in categories.values()) for name in people.names])
-        names = [name for name, known in zip(people.names, joints, strict=True) if known]
-        for annotation in document["annotations"]:
-            where = f"{path}: annotation {annotation['id']}"
-            known_joints = categories.get(annotation["category_id"])
-            # Without a box nobody can say whether a prediction lies on an unlabelled person.
-            if known_joints is None or annotation["id"] in must_be_found or "bbox" not in annotation:
+    for annotation in coco.annotations():
+        with reading(annotation.where):
+            known_joints = coco.joints.get(annotation.entry["category_id"])
+            if known_joints is None or annotation.id in must_be_found:
                 continue
-            if annotation["image_id"] not in files:
-                raise InputError(
-                    f"{where} names image {annotation['image_id']}, which the file does not list"
-                )
-            x, y, w, h = (float(v) for v in annotation["bbox"])
-            flat = annotation.get("keypoints") or [0] * 3 * len(known_joints)
-            table = np.array(flat, np.float64).reshape(len(known_joints), 3)
+            # Without a box nobody can say whether a prediction lies on an unlabelled person.
+            if (box := annotation.box()) is None:
+                continue
+            labelled = bool(annotation.entry.get("keypoints"))
+            table = annotation.keypoints(known_joints) if labelled else np.zeros((len(known_joints), 3))
             row = dict(zip(known_joints, table.tolist(), strict=True))
             wanted = np.array([row.get(name, (0.0, 0.0, 0.0)) for name in names])
             ignored.append(
                 {
-                    "image_id": annotation["image_id"],
-                    "bbox": [x, y, w, h],
-                    "area": float(annotation.get("area", w * h)),
-                    "iscrowd": int(bool(annotation.get("iscrowd"))),
+                    "image_id": annotation.image.id,
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "area": annotation.area(box),
+                    "iscrowd": int(bool(annotation.entry.get("iscrowd"))),
                     "keypoints": wanted.ravel().tolist(),
                     "num_keypoints": int((wanted[:, 2] > 0).sum()),
                 }
             )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where} is malformed ({type(error).__name__}: {error}); correct it") from error
-    ids = np.array(list(files), dtype=np.int64)
-    return CocoImages(tuple(files.values()), ids, frozenset(categories), joints, tuple(ignored))
+    files = tuple(coco.file(image) for image in coco.images.values())
+    ids = np.array(list(coco.images), dtype=np.int64)
+    return CocoImages(files, ids, frozenset(coco.joints), joints, tuple(ignored))
 
 
 def load_detections(path: Path, images: CocoImages) -> list[Detections]:
@@ -164,9 +164,9 @@ def load_detections(path: Path, images: CocoImages) -> list[Detections]:
     for number, entry in enumerate(entries, start=1):
         try:
             wanted = entry["category_id"] in images.category_ids
-            row = rows.get(entry["image_id"]) if wanted else None
+            row = rows.get(read_id(entry["image_id"])) if wanted else None
             x, y, w, h, score = (float(v) for v in (*entry["bbox"], entry["score"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: entry {number} lacks a good image_id, category_id, bbox or score ({error!r}); "
                 "it must be a list of COCO detections"
