@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from hgpose.errors import InputError, OptionsError
@@ -156,6 +157,30 @@ def test_mpii_mat(tmp_path: Path) -> None:
     np.testing.assert_allclose(head_px(found), [3, 3])
 
 
+def test_who_has_one_joint_and_no_box_is_left_out(tmp_path: Path) -> None:
+    joints = np.concatenate([rng.uniform(1, 90, (14, 2, 3)), np.ones((14, 1, 3))], axis=1)
+    joints[1:, 2, 1] = 0
+    savemat(tmp_path / "joints.mat", {"joints": joints})
+    images(tmp_path, *(f"im{i + 1:05d}.jpg" for i in range(3)))
+    found = load_people(tmp_path / "joints.mat", [], LSP14)
+    assert [file.name for file in found.files] == ["im00001.jpg", "im00003.jpg"]
+
+
+@pytest.mark.parametrize("changes", [{"scale": 1e30}, {"center": [float("nan"), 1]}, {"center": [1e30, 1]}])
+def test_mpii_boxes_beyond_all_images(tmp_path: Path, changes: dict[str, Any]) -> None:
+    person = {
+        "image": "a.jpg",
+        "joints": [[40, 10]] * 16,
+        "joints_vis": [1] * 16,
+        "center": [51, 41],
+        "scale": 1,
+    }
+    (tmp_path / "train.json").write_text(json.dumps([person | changes]))
+    images(tmp_path, "a.jpg")
+    with pytest.raises(InputError, match=r"train\.json: annotation 1 has the box"):
+        load_people(tmp_path / "train.json", [], MPII16)
+
+
 def test_mpii_json(tmp_path: Path) -> None:
     joints = [[-1, -1]] * 16
     joints[9], joints[8], joints[2] = [40, 10], [43, 14], [45, 50]
@@ -297,8 +322,8 @@ def test_heads_of_other_people(validation: Validation) -> None:
     for content, message in (
         (v.labels([4, 1, 2, 5]), r"has 4 people, .*valid\.json has 5"),
         (v.labels([1, 4, 2, 5, 0]), r"person 1 of .*valid\.json, on 000000001\.jpg"),
-        (good | {"headboxes_src": np.zeros(3)}, "malformed"),
-        ({"headboxes_src": good["headboxes_src"]}, "malformed"),
+        (good | {"headboxes_src": np.zeros(3)}, "the list of people is malformed"),
+        ({"headboxes_src": good["headboxes_src"]}, "the list of people is malformed"),
         ({"other": 1}, "has no head boxes"),
     ):
         savemat(v.gt, content)
@@ -341,7 +366,10 @@ def test_coco_json(tmp_path: Path) -> None:
 def test_missing_and_damaged_images(tmp_path: Path) -> None:
     path, _ = lsp(tmp_path)
     (tmp_path / "images" / "im0002.jpg").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"im0002\.jpg: not an image, or damaged"):
+    with pytest.raises(InputError, match=r"im0002\.jpg: cannot be read \(not an image, or damaged\)"):
+        load_people(path, [], LSP14)
+    Image.new("1", (14000, 14000)).save(tmp_path / "images" / "im0002.jpg", "PNG")
+    with pytest.raises(InputError, match=r"im0002\.jpg: refused, too many pixels"):
         load_people(path, [], LSP14)
     (tmp_path / "images" / "im0002.jpg").unlink()
     with pytest.raises(InputError, match=r"joints\.mat: image 'im0002\.jpg' is not in .*--images"):
@@ -353,7 +381,7 @@ def test_annotation_outside_its_image(tmp_path: Path) -> None:
     joints[0, :, 1] += 300
     savemat(tmp_path / "joints.mat", {"joints": joints})
     with pytest.raises(
-        InputError, match=r"joints\.mat: annotation 2 lies outside .*'im0002\.jpg' \(120x90 px\)"
+        InputError, match=r"joints\.mat: annotation 2 has its right_ankle .*'im0002\.jpg' \(120x90 px\)"
     ):
         load_people(tmp_path / "joints.mat", [], LSP14)
 
@@ -379,7 +407,7 @@ def test_unknown_and_damaged_files(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"a\.mat: neither Leeds Sports Pose"):
             load_people(mat, [], LSP14)
     savemat(mat, {"RELEASE": struct({"annolist": struct({"image": 1}), "img_train": 1})})
-    with pytest.raises(InputError, match=r"a\.mat: malformed"):
+    with pytest.raises(InputError, match=r"a\.mat: the list of people is malformed"):
         load_people(mat, [], LSP14)
     path, _ = lsp(tmp_path)
     for damaged in (path.read_bytes()[:400], b"MATLAB 5.0", b""):
@@ -398,5 +426,5 @@ def test_unknown_and_damaged_files(tmp_path: Path) -> None:
             load_people(tmp_path / "a.json", [], LSP14)
     bad = [{"image": "a.jpg", "joints": [[1, 2]], "joints_vis": [1]}]
     (tmp_path / "a.json").write_text(json.dumps(bad))
-    with pytest.raises(InputError, match=r"a\.json: malformed"):
+    with pytest.raises(InputError, match=r"a\.json: the list of people is malformed"):
         load_people(tmp_path / "a.json", [], LSP14)

@@ -6,6 +6,7 @@ What COCO's own library says of the same people, and a plain reading of how publ
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from hgpose.models import build_model
 from hgpose.network import Network
 from hgpose.sources.images import read_image
 from hgpose.train.archives import load_people
+from hgpose.train.datasets import BoxSet, PoseSet
 from hgpose.train.evaluate import load_coco_images, load_detections, predict_people
 from hgpose.train.metrics import keypoint_ap
 from hgpose.train.results import load_results
-from hgpose.weights import Card, load_weights, save_weights
+from hgpose.weights import Card, find_weights, load_weights, read_card, save_weights
 
 IMAGES = 8
 
@@ -297,6 +299,7 @@ GOOD = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
         ({"annotations": []}, "not COCO detection results"),
         ([GOOD, {"image_id": 7}], "entry 2 lacks a good"),
         ([GOOD, 5], "entry 2 lacks a good"),
+        ([GOOD, GOOD | {"image_id": float("inf")}], "entry 2 lacks a good"),
         ([GOOD | {"bbox": [1, 2, 3]}], "entry 1 lacks a good"),
         ([GOOD | {"bbox": [1, 2, -3, 4]}], "entry 1: .* is not a box"),
         ([GOOD | {"bbox": [1e30, 1, 5e30, 5]}], "entry 1: .* is not a box within 16777216 px"),
@@ -318,7 +321,7 @@ def test_bad_detections(coco: Path, tmp_path: Path, content: Any, said: str) -> 
 
 @pytest.mark.parametrize(
     "change",
-    [{"bbox": [1, 2, 3]}, {"bbox": None}, {"keypoints": [1, 2, 0]}, {"area": "big"}, {"image_id": 8}],
+    [{"bbox": [1, 2, 3]}, {"bbox": [1, 2, -3, 4]}, {"keypoints": [1, 2, 0]}, {"area": "big"}, {"area": -1}],
 )
 def test_a_malformed_crowd_is_named(coco: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     document = json.loads(coco.read_text())
@@ -328,3 +331,160 @@ def test_a_malformed_crowd_is_named(coco: Path, tmp_path: Path, change: dict[str
     people = load_people(tmp_path / "bad.json", [coco.parent / "images"], COCO17)
     with pytest.raises(InputError, match=rf"bad\.json: annotation {crowd['id']} "):
         load_coco_images(tmp_path / "bad.json", [coco.parent / "images"], people)
+
+
+def test_crowds_without_a_box_are_left_out(coco: Path, tmp_path: Path) -> None:
+    document = json.loads(coco.read_text())
+    crowds = [a for a in document["annotations"] if a["iscrowd"]]
+    crowds[0]["bbox"], crowds[1]["bbox"] = None, [5, 5, 0, 0]
+    (tmp_path / "some.json").write_text(json.dumps(document))
+    people = load_people(coco, [], COCO17)
+    before = load_coco_images(coco, [], people)
+    after = load_coco_images(tmp_path / "some.json", [coco.parent / "images"], people)
+    assert before is not None and after is not None and len(after.ignored) == len(before.ignored) - 2
+
+
+# ---- results of other networks ----
+
+
+@pytest.fixture
+def lsp_results(people: Callable[[int], PoseSet], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Annotations of two people with neck and head top, and COCO results, which have neither."""
+    names = [*COCO17.names, "neck", "head_top"]
+    made, rng = people(2), np.random.default_rng(8)
+    annotations, results = [], []
+    for i, points in enumerate(made.points):
+        extra = [[50, 40], [50, 20]]
+        table = np.column_stack([np.concatenate([points, extra]), np.full(19, 2)])
+        entry = {"id": i + 1, "image_id": i + 1, "category_id": 1}
+        annotations.append(entry | {"bbox": [5, 5, 90, 110], "keypoints": table.ravel().tolist()})
+        near = np.column_stack([points + rng.normal(0, 4, (17, 2)), np.ones(17)])
+        # Beyond half the head, 20 px.
+        near[0, :2] = points[0] + [11, 0]
+        results.append(entry | {"keypoints": near.ravel().tolist(), "score": 0.5})
+    images = [
+        {"id": i + 1, "file_name": file.name, "width": 100, "height": 120}
+        for i, file in enumerate(made.files)
+    ]
+    category = {"id": 1, "name": "person", "keypoints": names}
+    document = {"images": images, "annotations": annotations, "categories": [category]}
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    return tmp_path / "truth.json", made.files[0].parent, tmp_path / "results.json"
+
+
+def test_heads_are_measured_though_the_results_have_none(
+    lsp_results: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    truth, folder, results = lsp_results
+    worst = tmp_path / "worst"
+    result = run(truth, "--images", folder, "--results", results, "--json", "--worst", 2, worst)
+    assert result.exit_code == 0, result.output
+    scored = json.loads(result.stdout)
+    per_joint = scored["pckh@0.5"]["per_joint"]
+    # Joints that the results cannot have are not held against them.
+    assert list(per_joint) == list(COCO17.names) == list(scored["pck@0.2"]["per_joint"])
+    assert per_joint["nose"] == 0 and scored["pck@0.2"]["per_joint"]["nose"] == 100
+    assert sorted(file.name.split("_")[1] for file in worst.iterdir()) == ["0", "0"]
+
+
+def test_what_cannot_be_scored_is_null(lsp_results: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    truth, folder, results = lsp_results
+    # Every joint is right, so that no score can tell right from wrong.
+    document = json.loads(truth.read_text())
+    for entry, person in zip(json.loads(results.read_text()), document["annotations"], strict=True):
+        table = np.reshape(entry["keypoints"], (17, 3)) * [1, 1, 2]
+        person["keypoints"] = [*table.ravel().tolist(), *person["keypoints"][51:]]
+    truth.write_text(json.dumps(document))
+    result = run(truth, "--images", folder, "--results", results, "--json")
+    assert "NaN" not in result.stdout and json.loads(result.stdout)["auc"] is None
+    assert "nan" not in run(truth, "--images", folder, "--results", results).stdout.lower()
+
+
+def test_results_do_not_go_with_the_whole_image(coco: Path) -> None:
+    result = run(coco, "--results", "results.json", "--whole-image")
+    assert result.exit_code == 2 and "goes not with --whole-image" in result.stderr
+
+
+@pytest.mark.parametrize("count", [-1, 0])
+def test_how_many_worst_people(coco: Path, tmp_path: Path, count: int) -> None:
+    result = run(coco, "--worst", count, tmp_path / "worst")
+    assert result.exit_code == 2 and "N must be 1 or more" in result.stderr
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "full"])
+def test_worst_people_who_cannot_be_written(
+    lsp_results: tuple[Path, Path, Path], tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, folder, results = lsp_results
+    (tmp_path / "file").write_text("in the way")
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = run(truth, "--images", folder, "--results", results, "--worst", 1, tmp_path / place)
+    assert result.exit_code == 1 and "cannot write" in result.stderr
+    # The scores are there all the same.
+    assert "pck@0.2" in result.stdout
+
+
+# ---- the person finder ----
+
+
+@pytest.fixture
+def crowded(boxes: Callable[..., BoxSet], tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """Annotations of a person and of a small one on an image each, 100x80 px."""
+    made = boxes([[(20, 10, 50, 70)], [(5, 5, 9, 12)]])
+    document = {
+        "images": [
+            {"id": i, "file_name": file.name, "width": 100, "height": 80} for i, file in enumerate(made.files)
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
+            for i, (((x1, y1, x2, y2),)) in enumerate(box.tolist() for box in made.boxes)
+        ],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    return tmp_path / "boxes.json", made.files[0].parent, document
+
+
+def run_person(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, ["eval", "person", *map(str, arguments), "--device", "cpu", "--no-half"])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_scores_of_a_set_without_empty_images(
+    crowded: tuple[Path, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path, folder, _ = crowded
+    shipped, copy = find_weights("person"), tmp_path / "finder.safetensors"
+    for suffix in (".safetensors", ".json"):
+        copy.with_suffix(suffix).write_bytes(shipped.with_suffix(suffix).read_bytes())
+    result = run_person(path, "--images", folder, "--weights", copy, "--record", "--json")
+    assert result.exit_code == 0, result.output
+    assert "NaN" not in result.stdout and json.loads(result.stdout)["false_per_100_empty"] is None
+    assert "NaN" not in copy.with_suffix(".json").read_text()
+    assert read_card(copy).scores["boxes"]["false_per_100_empty"] is None
+
+
+@pytest.mark.parametrize("change", ["crowd", "small", "nobody"])
+def test_a_finder_needs_somebody_to_find(crowded: tuple[Path, Path, dict[str, Any]], change: str) -> None:
+    path, folder, document = crowded
+    tall = document["annotations"][0]
+    if change == "crowd":
+        tall["iscrowd"] = 1
+    elif change == "small":
+        tall["bbox"][3] = 7.9
+    else:
+        document["annotations"] = []
+    path.write_text(json.dumps(document))
+    result = run_person(path, "--images", folder)
+    assert result.exit_code == 1 and "nobody in it to be found" in result.stderr
+
+
+def test_help_of_the_finder_names_what_it_reads() -> None:
+    shown = CliRunner().invoke(app, ["eval", "person", "--help"]).stdout
+    assert "LSP" not in shown and "MPII" not in shown and "box for each person" in shown

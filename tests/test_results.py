@@ -176,6 +176,22 @@ def test_names_may_be_relative_to_any_folder(tmp_path: Path) -> None:
     assert load_results(tmp_path / "results.json", twins).image_ids.tolist() == [2, 3, 1]
 
 
+def test_an_image_under_two_ids_has_no_name(tmp_path: Path) -> None:
+    twice = PoseSet(**(vars(TRUTH) | {"image_ids": np.array([5, 8, 6])}))
+    row = {"keypoints": person(0, LSP14).ravel().tolist(), "score": 0.5}
+    (tmp_path / "results.json").write_text(json.dumps([row | {"image_id": 8}, row | {"image_id": "ü 2.jpg"}]))
+    assert load_results(tmp_path / "results.json", twice).image_ids.tolist() == [8, 6]
+    (tmp_path / "results.json").write_text(json.dumps([row | {"image_id": "a/1.jpg"}]))
+    with pytest.raises(InputError, match=r"a.1\.jpg: the annotations have it under the ids \d and \d"):
+        load_results(tmp_path / "results.json", twice)
+
+
+def test_ids_may_be_text(tmp_path: Path) -> None:
+    row = {"keypoints": person(0, LSP14).ravel().tolist(), "score": 0.5}
+    (tmp_path / "results.json").write_text(json.dumps([row | {"image_id": i} for i in ("6", "7", "five")]))
+    assert load_results(tmp_path / "results.json", TRUTH).image_ids.tolist() == [6]
+
+
 FRAME = {"frame": 0, "time_s": 0.0, "name": "a/1.jpg", "people": []}
 CSV = "frame,time_s,{name}person,score,x1,y1,x2,y2,neck_x,neck_y,neck_score\n"
 BROKEN: list[tuple[str, Any, str]] = [

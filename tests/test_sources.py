@@ -27,7 +27,7 @@ from PIL import Image
 from hgpose.errors import InputError, OptionsError
 from hgpose.sources import Source, video
 from hgpose.sources.camera import CameraSource
-from hgpose.sources.images import ImageSource, find_images, read_image
+from hgpose.sources.images import ImageSource, find_images, image_size, read_image
 from hgpose.sources.video import VideoSource
 from hgpose.types import LONGEST_GAP_S, Frame
 
@@ -547,6 +547,24 @@ def test_read_image_is_turned_upright(orientation: int, tmp_path: Path) -> None:
     exif[0x0112] = orientation
     path = saved(tmp_path / "a.jpg", Image.fromarray(np.ascontiguousarray(stored)), exif=exif, quality=100)
     assert_shows(read_image(path), upright)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_size_is_that_of_the_upright_picture(suffix: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(picture(3, 64, 48)), exif=exif)
+    height, width = read_image(path).shape[:2]
+    assert image_size(path) == (width, height)
+
+
+def test_image_size_of_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"a\.png: cannot be read \(not an image, or damaged\)"):
+        image_size(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png.*too many pixels"):
+        image_size(saved(tmp_path / "a.png", Image.new("1", (14000, 14000))))
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])

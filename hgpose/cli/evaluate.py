@@ -16,9 +16,6 @@ _E, _V = EstimatorOptions(), VideoOptions()
 
 eval_app = typer.Typer(help="Score a model, or a keypoints file, on an annotated set.", no_args_is_help=True)
 
-Annotations = Annotated[
-    Path, typer.Argument(help="COCO-style JSON, LSP joints.mat or MPII annotations.", show_default=False)
-]
 Images = Annotated[
     list[Path] | None,
     typer.Option("--images", help="Folder of the images; repeat for several.", show_default=False),
@@ -36,7 +33,10 @@ AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown tab
 
 @eval_app.command("pose")
 def eval_pose(
-    annotations: Annotations,
+    annotations: Annotated[
+        Path,
+        typer.Argument(help="COCO-style JSON, LSP joints.mat or MPII annotations.", show_default=False),
+    ],
     images: Images = None,
     weights: Annotated[str, typer.Option("--weights", help="A name or a .safetensors file.")] = "pose-body19",
     results: Annotated[
@@ -93,7 +93,6 @@ def eval_pose(
     from hgpose.keypoints import keypoint_set
     from hgpose.network import Network
     from hgpose.train.archives import load_people
-    from hgpose.train.datasets import keep_joints
     from hgpose.train.evaluate import (
         load_coco_images,
         load_detections,
@@ -107,6 +106,10 @@ def eval_pose(
 
     if boxes is not None and (results is not None or whole_image):
         raise typer.BadParameter("goes neither with --results nor with --whole-image", param_hint="--boxes")
+    if results is not None and whole_image:
+        raise typer.BadParameter("goes not with --whole-image", param_hint="--results")
+    if worst is not None and worst[0] < 1:
+        raise typer.BadParameter("N must be 1 or more", param_hint="--worst")
     model, card = load_weights(weights, "pose")
     keypoints = keypoint_set(card.keypoint_set)
     people = load_people(annotations, images or [], keypoints, split, heads)
@@ -115,7 +118,6 @@ def eval_pose(
     if results is not None:
         shown = "results"
         found = load_results(results, people, coco)
-        people = keep_joints(people, found.known)
     else:
         estimator = CropEstimator(Network(model, card, choose_device(device), half), flip_test)
         if boxes is not None:
@@ -137,6 +139,7 @@ def eval_pose(
         "boxes": shown,
         "flip_test": flip_test and results is None,
     } | pose_scores(people, points, scores, keypoints.sigmas, found, coco)
+    scored = _without_nan(scored)
     if record:
         if results is not None:
             raise typer.BadParameter(
@@ -145,12 +148,14 @@ def eval_pose(
         _record(weights, annotations, scored)
     _print(scored, as_json, as_markdown)
     if worst is not None:
-        write_worst(worst[1], worst[0], people, points, scores, keypoints)
+        write_worst(worst[1], worst[0], people, points, scores, keypoints, found)
 
 
 @eval_app.command("person")
 def eval_person(
-    annotations: Annotations,
+    annotations: Annotated[
+        Path, typer.Argument(help="COCO-style JSON with a box for each person.", show_default=False)
+    ],
     images: Images = None,
     weights: Annotated[str, typer.Option("--weights", help="A name or a .safetensors file.")] = "person",
     device: Device = "auto",
@@ -162,16 +167,23 @@ def eval_person(
     """Score the person finder: AP, and recall and false boxes at its threshold."""
     from hgpose.detect import PersonDetector
     from hgpose.device import choose_device
+    from hgpose.errors import InputError
     from hgpose.network import Network
     from hgpose.train.datasets import load_box_set
     from hgpose.train.evaluate import box_scores, predict_boxes
+    from hgpose.train.metrics import COUNTED_HEIGHT, count_people
     from hgpose.weights import load_weights
 
     model, card = load_weights(weights, "person")
     boxes = load_box_set(annotations, images or [])
+    if not count_people(boxes):
+        raise InputError(
+            f"{annotations}: nobody in it to be found; crowds and people shorter than "
+            f"{COUNTED_HEIGHT:.0%} of their image do not count"
+        )
     detector = PersonDetector(Network(model, card, choose_device(device), half), threshold=0.02)
     scored = {"annotations": annotations.name, "model": card.name}
-    scored |= box_scores(boxes, predict_boxes(detector, boxes), card.threshold)
+    scored = _without_nan(scored | box_scores(boxes, predict_boxes(detector, boxes), card.threshold))
     if record:
         _record(weights, annotations, scored)
     _print(scored, as_json, as_markdown)
@@ -250,11 +262,15 @@ def eval_track(
     if estimator is not None:
         for video in (clip for clip in clips or [] if clip.suffix != ".json"):
             scored[str(video)] = score_video(video, estimator, detect_every, start, end)
-    # JSON has no NaN: what there is nothing to score of.
-    scored = {
-        clip: {key: None if v != v else v for key, v in scores.items()} for clip, scores in scored.items()
+    _print_clips(_without_nan(scored), as_json, as_markdown)
+
+
+def _without_nan(scored: dict[str, Any]) -> dict[str, Any]:
+    """The scores with ``None`` for NaN, which JSON has not, where there is nothing to score."""
+    return {
+        key: _without_nan(value) if isinstance(value, dict) else None if value != value else value
+        for key, value in scored.items()
     }
-    _print_clips(scored, as_json, as_markdown)
 
 
 def _record(weights: str, annotations: Path, scored: dict[str, Any]) -> None:
@@ -291,7 +307,8 @@ def _print(scored: dict[str, Any], as_json: bool, as_markdown: bool) -> None:
     summary = Table("what", "value", box=look)
     for key, value in scored.items():
         if key not in tables:
-            summary.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
+            shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+            summary.add_row(key, "" if value is None else shown)
     console = Console(width=100)
     console.print(summary)
     if not tables:

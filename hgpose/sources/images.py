@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from hgpose.errors import InputError
 from hgpose.types import Frame, SourceInfo
@@ -19,6 +20,8 @@ from hgpose.types import Frame, SourceInfo
 #: What counts as an image inside a folder. A file given by name is tried whatever its suffix.
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _GLOB = re.compile(r"[*?\[]")
+#: EXIF orientations that exchange width and height.
+_LYING = (5, 6, 7, 8)
 #: A sentence names no more.
 FAILURES_NAMED = 3
 
@@ -34,13 +37,35 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         InputError: it cannot be read, is no image, is damaged, or is larger than Pillow's limit on
             decompression bombs (found before decoding).
     """
+    with _opened(path) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height, px, of what :func:`read_image` makes of a file, from its header alone.
+
+    Raises:
+        InputError: as :func:`read_image`, as far as the header tells.
+    """
+    with _opened(path) as image:
+        if image.format == "TIFF":
+            # Pillow gives the size of the upright picture.
+            return image.size
+        # PNG's own getexif decodes the whole picture, lest the tag stand behind it.
+        lying = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _LYING
+        return (image.height, image.width) if lying else image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image whose header is read; whatever goes wrong with it is an :class:`InputError`."""
     # Pillow warns of harmless oddities, which is of no use to the caller of a batch.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with Image.open(path) as image:
-                ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
+                yield image
         except Image.DecompressionBombError as error:
             raise InputError(f"{path}: refused, too many pixels; scale it down first ({error})") from error
         except OSError as error:

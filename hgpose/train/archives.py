@@ -14,11 +14,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from hgpose.errors import InputError, OptionsError
 from hgpose.keypoints import LSP14, MPII16, KeypointSet
-from hgpose.train.datasets import ImageFinder, PoseSet, box_around, pose_set_from_coco, read_json
+from hgpose.sources.images import image_size
+from hgpose.train.datasets import (
+    ImageFinder,
+    PoseSet,
+    box_around,
+    pose_set_from_coco,
+    read_json,
+    reading,
+)
 from hgpose.train.metrics import HEAD_BOX_SHARE
 
 #: The first this many images of Leeds Sports Pose are for training, the rest for testing.
@@ -78,14 +85,12 @@ def load_people(
         kind, content = _open_json(path)
     if kind.people is None:
         return pose_set_from_coco(content, path, find, keypoints)
-    try:
+    with reading(f"{path}: the list of people"):
         people = list(kind.people(content, split or "train"))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: malformed ({type(error).__name__}: {error})") from error
     if boxes is not None:
         people = _with_heads(people, path, *boxes)
     ids = {name: i + 1 for i, name in enumerate(dict.fromkeys(name for name, _ in people))}
-    sizes = {name: _size_wh(find(name)) for name in ids}
+    sizes = {name: image_size(find(name)) for name in ids}
     document = {
         "images": [
             {"id": ids[name], "file_name": name, "width": width, "height": height}
@@ -156,15 +161,6 @@ def _open_json(path: Path) -> tuple[_Kind, Any]:
         f"{path}: neither COCO-style JSON (an object with 'images' and 'annotations') nor MPII's list of "
         "people (each with 'image', 'joints' and 'joints_vis')"
     )
-
-
-def _size_wh(path: Path) -> tuple[int, int]:
-    """Width and height from an image's header, px."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise InputError(f"{path}: not an image, or damaged; get it from the archive again") from error
 
 
 def _flat(points_xy: NDArray[np.float64], visibility: NDArray[np.integer[Any]]) -> list[float]:
@@ -238,7 +234,7 @@ def _valid_json(mat: Path) -> Path:
 
 def _with_heads(people: list[_Person], path: Path, heads: Path, content: dict[str, Any]) -> list[_Person]:
     """The people of MPII's list ``path`` with the sizes of their heads, from one of two kinds of file."""
-    try:
+    with reading(f"{heads}: the list of people"):
         if "RELEASE" in content:
             on_image: dict[str, list[dict[str, Any]]] = {}
             for name, person in _mpii_mat(content["RELEASE"], "train"):
@@ -250,8 +246,6 @@ def _with_heads(people: list[_Person], path: Path, heads: Path, content: dict[st
             raise InputError(
                 f"{heads}: has no head boxes; it must be MPII's mpii_human_pose_v1_u12_1.mat or gt_valid.mat"
             )
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{heads}: malformed ({type(error).__name__}: {error})") from error
     if len(found) != len(people):
         raise InputError(f"{heads}: has {len(found)} people, {path} has {len(people)}: not the same set")
     for i, ((name, person), known) in enumerate(zip(people, found, strict=True)):

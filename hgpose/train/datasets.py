@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgpose.errors import InputError
+from hgpose.geometry import MAX_PX
 from hgpose.keypoints import KeypointSet
+from hgpose.sources.images import image_size
 
 #: Share of trust in a joint whose ``keypoint_source`` says that human and teacher disagree.
 _DISPUTED = 0.3
@@ -85,44 +87,30 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    # Besides what is no JSON: numbers of thousands of digits, and lists in thousands of lists.
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def _read_coco(path: Path) -> dict[str, Any]:
-    document = read_json(path)
-    if not isinstance(document, dict) or not {"images", "annotations"} <= document.keys():
-        raise InputError(f"{path}: not COCO-style JSON (an object with 'images' and 'annotations')")
-    return document
-
-
 @contextmanager
-def _reading(where: str) -> Iterator[None]:
+def reading(where: str) -> Iterator[None]:
     """Turns what goes wrong with a malformed entry into an error that names the entry."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where} is malformed ({type(error).__name__}: {error})") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{where} is malformed ({type(error).__name__}: {error}); correct it") from error
 
 
-def _images_by_id(document: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
-    with _reading(f"{path}: the list of images"):
-        return {int(image["id"]): image for image in document["images"]}
+def read_id(value: Any) -> int:
+    """An id as a number, though a file may have it as text.
 
-
-def _image_of(annotation: dict[str, Any], images: dict[int, dict[str, Any]], where: str) -> dict[str, Any]:
-    image = images.get(annotation["image_id"])
-    if image is None:
-        raise InputError(f"{where} names image {annotation['image_id']}, which the file does not list")
-    return image
-
-
-def _check_inside(box: tuple[float, ...], image: dict[str, Any], where: str) -> None:
-    if box[2] < 0 or box[3] < 0 or box[0] > image["width"] or box[1] > image["height"]:
-        raise InputError(
-            f"{where} lies outside its image {image['file_name']!r} ({image['width']}x{image['height']} px); "
-            "correct it, or use the images it was made on"
-        )
+    Raises:
+        TypeError, ValueError, OverflowError: it is none of 64 bits.
+    """
+    number = int(value)
+    if (isinstance(value, float) and number != value) or number.bit_length() > 63:
+        raise ValueError(f"the id {value} is not a whole number below 2^63")
+    return number
 
 
 def box_around(points_xy: NDArray[np.floating]) -> tuple[float, float, float, float]:
@@ -130,6 +118,12 @@ def box_around(points_xy: NDArray[np.floating]) -> tuple[float, float, float, fl
     low, high = points_xy.min(0), points_xy.max(0)
     margin = 0.1 * float((high - low).max())
     return (*(low - margin).tolist(), *(high + margin).tolist())
+
+
+def _is_empty(box: tuple[float, float, float, float]) -> bool:
+    """Whether nothing is left of a box in float32, which all are kept in."""
+    x1, y1, x2, y2 = np.array(box, dtype=np.float32)
+    return not (x2 > x1 and y2 > y1)
 
 
 class ImageFinder:
@@ -151,22 +145,209 @@ class ImageFinder:
             if not folder.is_dir():
                 raise InputError(f"{folder}: no such folder of images")
 
-    def __call__(self, name: str) -> Path:
-        """The image file called ``name``, a path relative to one of the folders."""
+    def __call__(self, name: str, size_wh: tuple[int, int] | None = None) -> Path:
+        """The image file called ``name``, a path relative to one of the folders.
+
+        Args:
+            name: as the annotations have it.
+            size_wh: width and height, px, of the picture as it is displayed: that of another size is
+                another picture, which only happens to have the same name.
+        """
+        others = []
         for folder in self.folders:
-            if (path := folder / name).is_file():
-                return path
+            path = folder / name
+            try:
+                there = path.is_file()
+            except OSError as error:
+                raise InputError(
+                    f"{self.annotations}: image {name!r} cannot be looked for ({error.strerror}); "
+                    "correct its name"
+                ) from error
+            if there:
+                if size_wh is None or (size := image_size(path)) == size_wh:
+                    return path
+                others.append(f"{path} is {size[0]}x{size[1]} px")
+        if size_wh is not None and others:
+            raise InputError(
+                f"{self.annotations}: image {name!r} is annotated as {size_wh[0]}x{size_wh[1]} px, but "
+                f"{' and '.join(others)} as displayed; give the folder of the very images with --images, or "
+                "correct the size"
+            )
         places = ", ".join(map(str, self.folders))
         raise InputError(
             f"{self.annotations}: image {name!r} is not in {places}; name its folder with --images"
         )
 
 
+@dataclass(frozen=True)
+class CocoImage:
+    """An image as a COCO-style file lists it.
+
+    Attributes:
+        id: its id.
+        name: its file, a path relative to a folder of images.
+        size_wh: width and height, px.
+    """
+
+    id: int
+    name: str
+    size_wh: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.size_wh[0]}x{self.size_wh[1]} px)"
+
+
+@dataclass(frozen=True)
+class CocoAnnotation:
+    """An annotation of a COCO-style file.
+
+    Its methods raise :class:`InputError` for what cannot be true; what is of another type than it should
+    be is to be caught by :func:`reading`.
+
+    Attributes:
+        where: names it in errors.
+        id: its id.
+        image: what it lies on.
+        entry: what the file says of it.
+    """
+
+    where: str
+    id: int
+    image: CocoImage
+    entry: dict[str, Any]
+
+    def box(self) -> tuple[float, float, float, float] | None:
+        """The box as xyxy image px; ``None`` if there is none, or an empty one, which COCO itself has."""
+        if (bbox := self.entry.get("bbox")) is None:
+            return None
+        x, y, w, h = map(float, bbox)
+        box = (x, y, x + w, y + h)
+        if not (w >= 0 and h >= 0 and np.abs(box).max() <= MAX_PX):
+            raise InputError(
+                f"{self.where} has the box {bbox}, which must be x, y, width and height within {MAX_PX} px; "
+                "correct it"
+            )
+        return None if _is_empty(box) else box
+
+    def check_inside(self, box: tuple[float, float, float, float]) -> None:
+        """Refuses a box that shows nothing of the image."""
+        width, height = self.image.size_wh
+        if box[2] < 0 or box[3] < 0 or box[0] > width or box[1] > height:
+            raise InputError(
+                f"{self.where} lies outside its image {self.image}; correct it, or use the images it was "
+                "made on"
+            )
+
+    def amount(self, key: str, limit: float) -> float | None:
+        """A number above 0; ``None`` if it is missing, null or 0."""
+        value = float(self.entry.get(key) or 0)
+        if not 0 <= value <= limit:
+            raise InputError(
+                f"{self.where} has the {key} {value}, which must lie between 0 and {limit}; correct it"
+            )
+        return value or None
+
+    def area(self, box: tuple[float, float, float, float]) -> float:
+        """The area of the person, px^2; of the box where it is not given."""
+        return self.amount("area", MAX_PX**2) or (box[2] - box[0]) * (box[3] - box[1])
+
+    def keypoints(self, names: tuple[str, ...]) -> NDArray[np.float64]:
+        """x, y, v of the joints, which are called ``names``: ``(len(names), 3)``, 0 where not labelled."""
+        table = np.asarray(self.entry["keypoints"], dtype=np.float64)
+        if table.size != 3 * len(names):
+            raise InputError(
+                f"{self.where} has {table.size} keypoint values, its category wants {3 * len(names)}"
+            )
+        table = table.reshape(-1, 3)
+        if len(odd := table[~np.isin(table[:, 2], (0, 1, 2)), 2]):
+            raise InputError(
+                f"{self.where} has a keypoint of visibility {odd[0]:g}, which must be 0 (not labelled), "
+                "1 (labelled, hidden) or 2 (visible); no score can stand there"
+            )
+        table = np.where(table[:, 2:] > 0, table, 0.0)
+        size = np.array(self.image.size_wh)
+        # Annotators guess joints beyond the edge, in the sets known to us by up to a 40th of the image, and
+        # bodies that are projected into images reach further. Beyond this nobody sees where a joint is.
+        beyond = np.maximum(-table[:, :2], table[:, :2] - size).max(1)
+        if not (near := beyond <= size.max()).all():
+            i = int(near.argmin())
+            raise InputError(
+                f"{self.where} has its {names[i]} at ({table[i, 0]:g}, {table[i, 1]:g}), nowhere near its "
+                f"image {self.image}; correct it, or use the images it was made on"
+            )
+        return table
+
+
+class Coco:
+    """A COCO-style document, whose entries are checked as they are read.
+
+    Args:
+        document: its content.
+        path: the file it comes from, named in errors.
+        find: finds its images.
+
+    Attributes:
+        images: by id.
+        joints: the keypoints' names by category, for categories that have some.
+        people: categories called "person".
+
+    Raises:
+        InputError: malformed list, or an entry in it.
+    """
+
+    def __init__(self, document: Any, path: Path, find: ImageFinder) -> None:
+        if not isinstance(document, dict) or not all(
+            isinstance(document.get(key), list) for key in ("images", "annotations")
+        ):
+            raise InputError(
+                f"{path}: not COCO-style JSON (an object with the lists 'images' and 'annotations')"
+            )
+        self.path = path
+        self._find = find
+        self._files: dict[int, Path] = {}
+        self._annotations: list[Any] = document["annotations"]
+        with reading(f"{path}: the list of categories"):
+            categories = document.get("categories") or []
+            self.joints = {c["id"]: tuple(c["keypoints"]) for c in categories if c.get("keypoints")}
+            self.people = frozenset(c["id"] for c in categories if c.get("name") == "person")
+        self.images: dict[int, CocoImage] = {}
+        for number, entry in enumerate(document["images"], start=1):
+            with reading(f"{path}: image number {number}"):
+                size = int(entry["width"]), int(entry["height"])
+                image = CocoImage(read_id(entry["id"]), entry["file_name"], size)
+                if not isinstance(image.name, str):
+                    raise TypeError(f"file_name {image.name} is not text")
+                if image.id in self.images:
+                    raise InputError(f"{path}: two images have the id {image.id}; give each its own")
+                self.images[image.id] = image
+
+    def file(self, image: CocoImage) -> Path:
+        """The file of an image, of the size that the annotations say it has."""
+        if image.id not in self._files:
+            self._files[image.id] = self._find(image.name, image.size_wh)
+        return self._files[image.id]
+
+    def annotations(self) -> Iterator[CocoAnnotation]:
+        """Every annotation."""
+        seen: set[int] = set()
+        for number, entry in enumerate(self._annotations, start=1):
+            with reading(f"{self.path}: annotation number {number}"):
+                where = f"{self.path}: annotation {entry['id']}"
+                own_id, image_id = read_id(entry["id"]), read_id(entry["image_id"])
+            if own_id in seen:
+                raise InputError(f"{self.path}: two annotations have the id {own_id}; give each its own")
+            if image_id not in self.images:
+                raise InputError(f"{where} names image {image_id}, which the file does not list")
+            seen.add(own_id)
+            yield CocoAnnotation(where, own_id, self.images[image_id], entry)
+
+
 def load_pose_set(path: Path, folders: Sequence[Path], keypoints: KeypointSet) -> PoseSet:
     """People with keypoints from COCO-style JSON, matched to ``keypoints`` by name.
 
     People without a labelled keypoint of the set, and crowd regions, are left out; a joint that the
-    file does not know is not labelled. Images without any annotation are the set's ``empty_files``.
+    file does not know is not labelled. Who has no box has one around the joints, or is left out with a
+    single joint. Images without any annotation are the set's ``empty_files``.
     An optional ``keypoint_source`` per joint (4: disputed) lowers that joint's weight.
 
     Args:
@@ -175,15 +356,13 @@ def load_pose_set(path: Path, folders: Sequence[Path], keypoints: KeypointSet) -
         keypoints: the wanted set.
 
     Raises:
-        InputError: unreadable or malformed file, missing image, annotation outside its image, no
-            person with keypoints.
+        InputError: unreadable or malformed file, missing image or one of another size, annotation outside
+            its image, no person with keypoints.
     """
-    return pose_set_from_coco(_read_coco(path), path, ImageFinder(path, folders), keypoints)
+    return pose_set_from_coco(read_json(path), path, ImageFinder(path, folders), keypoints)
 
 
-def pose_set_from_coco(
-    document: dict[str, Any], path: Path, find: ImageFinder, keypoints: KeypointSet
-) -> PoseSet:
+def pose_set_from_coco(document: Any, path: Path, find: ImageFinder, keypoints: KeypointSet) -> PoseSet:
     """What :func:`load_pose_set` makes of a COCO-style document, which may have been converted.
 
     An annotation may carry a ``head_size``, px.
@@ -197,119 +376,104 @@ def pose_set_from_coco(
     Raises:
         InputError: as :func:`load_pose_set`.
     """
-    with _reading(f"{path}: the list of categories"):
-        names_by_category = {
-            c["id"]: tuple(c["keypoints"]) for c in document.get("categories", []) if c.get("keypoints")
-        }
-    images = _images_by_id(document, path)
-    found: dict[int, Path] = {}
+    coco = Coco(document, path, find)
+    named = dict.fromkeys(name for names in coco.joints.values() for name in names)
+    if not named.keys() & set(keypoints.names):
+        raise InputError(
+            f"{path}: its 'categories' name none of the joints of {keypoints.name} "
+            f"({', '.join(keypoints.names)}) as 'keypoints', but {', '.join(named) or 'none at all'}; "
+            "name them like that"
+        )
     rows: list[tuple[Any, ...]] = []
     annotated: set[int] = set()
-    for i, annotation in enumerate(document["annotations"]):
-        with _reading(f"{path}: annotation number {i + 1}"):
-            where = f"{path}: annotation {annotation['id']}"
-        with _reading(where):
-            annotated.add(annotation["image_id"])
-            names = names_by_category.get(annotation["category_id"])
-            if names is None or not annotation.get("keypoints") or annotation.get("iscrowd"):
+    for annotation in coco.annotations():
+        with reading(annotation.where):
+            entry = annotation.entry
+            annotated.add(annotation.image.id)
+            names = coco.joints.get(entry["category_id"])
+            if names is None or not entry.get("keypoints") or entry.get("iscrowd"):
                 continue
-            image = _image_of(annotation, images, where)
-            table, weights = _keypoint_table(annotation, names, keypoints, where)
+            table, weights = _keypoint_table(annotation, names, keypoints)
             labelled = table[:, 2] > 0
             if not labelled.any():
                 continue
-            box = _box_of(annotation) or box_around(table[labelled, :2])
-            if not (np.isfinite(box).all() and box[2] > box[0] and box[3] > box[1]):
-                raise InputError(f"{where} has an empty box {annotation.get('bbox')}")
-            _check_inside(box, image, where)
-            if image["id"] not in found:
-                found[image["id"]] = find(image["file_name"])
-            area = annotation.get("area") or (box[2] - box[0]) * (box[3] - box[1])
-            head = annotation.get("head_size", np.nan)
-            numbers = int(image["id"]), int(annotation["id"])
-            rows.append((found[image["id"]], *numbers, box, table, weights, area, head))
+            box = annotation.box() or box_around(table[labelled, :2])
+            if _is_empty(box):
+                # Of a single joint nobody can say how large the person is.
+                continue
+            annotation.check_inside(box)
+            head = annotation.amount("head_size", MAX_PX) or np.nan
+            file = coco.file(annotation.image)
+            ids = annotation.image.id, annotation.id
+            rows.append((file, *ids, box, table, weights, annotation.area(box), head))
     if not rows:
         raise InputError(f"{path}: no person with keypoints of {keypoints.name} in it")
-    files, image_ids, ids, boxes, tables, weights_, areas, heads = zip(*rows, strict=True)
+    files, image_ids, ids_, boxes, tables, weights_, areas, heads = zip(*rows, strict=True)
     stacked = np.stack(tables)
     head_sizes = np.array(heads, dtype=np.float32)
     return PoseSet(
         keypoints.names,
         files,
         np.array(image_ids, dtype=np.int64),
-        np.array(ids, dtype=np.int64),
+        np.array(ids_, dtype=np.int64),
         np.array(boxes, dtype=np.float32),
         np.ascontiguousarray(stacked[..., :2], dtype=np.float32),
         stacked[..., 2].astype(np.int8),
         np.stack(weights_).astype(np.float32),
         np.array(areas, dtype=np.float32),
-        tuple(find(image["file_name"]) for key, image in images.items() if key not in annotated),
+        tuple(coco.file(image) for image in coco.images.values() if image.id not in annotated),
         head_sizes if np.isfinite(head_sizes).any() else None,
     )
 
 
 def _keypoint_table(
-    annotation: dict[str, Any], names: tuple[str, ...], keypoints: KeypointSet, where: str
+    annotation: CocoAnnotation, names: tuple[str, ...], keypoints: KeypointSet
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """One person's x, y, v in the order of the wanted set ``(K, 3)``, and the weights ``(K,)``."""
-    table = np.asarray(annotation["keypoints"], dtype=np.float32)
-    if table.size != 3 * len(names):
-        raise InputError(f"{where} has {table.size} keypoint values, its category wants {3 * len(names)}")
     order = keypoints.order_from(names)
-    table = np.where((order >= 0)[:, None], table.reshape(-1, 3)[order], np.float32(0))
-    if not np.isfinite(table).all():
-        raise InputError(f"{where} has a keypoint that is not a number")
+    table = np.where((order >= 0)[:, None], annotation.keypoints(names)[order], 0).astype(np.float32)
     weights = (table[:, 2] > 0).astype(np.float32)
-    if (source := annotation.get("keypoint_source")) is not None:
+    if (source := annotation.entry.get("keypoint_source")) is not None:
         if len(source) != len(names):
-            raise InputError(f"{where} has {len(source)} keypoint sources, its category wants {len(names)}")
+            raise InputError(
+                f"{annotation.where} has {len(source)} keypoint sources, its category wants {len(names)}"
+            )
         weights *= np.where(order >= 0, _SOURCE_WEIGHT[np.asarray(source)[order]], 0)
     return table, weights
-
-
-def _box_of(annotation: dict[str, Any]) -> tuple[float, float, float, float] | None:
-    """An annotation's box as xyxy image px, ``None`` if it has none."""
-    if "bbox" not in annotation:
-        return None
-    x, y, w, h = annotation["bbox"]
-    return (x, y, x + w, y + h)
 
 
 def load_box_set(path: Path, folders: Sequence[Path]) -> BoxSet:
     """Person boxes of every image of a COCO-style JSON file; images without people have none.
 
     Raises:
-        InputError: unreadable or malformed file, missing image, box outside its image, no image at all.
+        InputError: unreadable or malformed file, missing image or one of another size, box that is none or
+            lies outside its image, no image at all.
     """
-    document = _read_coco(path)
-    find = ImageFinder(path, folders)
-    with _reading(f"{path}: the list of categories"):
-        person = {c["id"] for c in document.get("categories", []) if c.get("name") == "person"}
-    images = _images_by_id(document, path)
-    if not images:
-        raise InputError(f"{path}: no images in it")
-    boxes: dict[int, list[tuple[float, float, float, float]]] = {key: [] for key in images}
-    crowd: dict[int, list[bool]] = {key: [] for key in images}
-    for i, annotation in enumerate(document["annotations"]):
-        with _reading(f"{path}: annotation number {i + 1}"):
-            where = f"{path}: annotation {annotation['id']}"
-        with _reading(where):
-            if person and annotation["category_id"] not in person:
-                continue
-            image = _image_of(annotation, images, where)
-            box = _box_of(annotation)
-            if box is not None and box[2] > box[0] and box[3] > box[1]:
-                _check_inside(box, image, where)
-                boxes[image["id"]].append(box)
-                crowd[image["id"]].append(bool(annotation.get("iscrowd")))
-    with _reading(f"{path}: the list of images"):
-        return BoxSet(
-            tuple(find(image["file_name"]) for image in images.values()),
-            np.array(list(images), dtype=np.int64),
-            np.array([(image["width"], image["height"]) for image in images.values()], dtype=np.int32),
-            tuple(np.array(boxes[key], dtype=np.float32).reshape(-1, 4) for key in images),
-            tuple(np.array(crowd[key], dtype=np.bool_) for key in images),
+    if path.suffix.lower() == ".mat":
+        raise InputError(
+            f"{path}: archives of poses do not say where everybody on an image is; "
+            "give COCO-style JSON with a box for each person"
         )
+    coco = Coco(read_json(path), path, ImageFinder(path, folders))
+    if not coco.images:
+        raise InputError(f"{path}: no images in it")
+    boxes: dict[int, list[tuple[float, float, float, float]]] = {key: [] for key in coco.images}
+    crowd: dict[int, list[bool]] = {key: [] for key in coco.images}
+    for annotation in coco.annotations():
+        with reading(annotation.where):
+            if coco.people and annotation.entry["category_id"] not in coco.people:
+                continue
+            if (box := annotation.box()) is not None:
+                annotation.check_inside(box)
+                boxes[annotation.image.id].append(box)
+                crowd[annotation.image.id].append(bool(annotation.entry.get("iscrowd")))
+    return BoxSet(
+        tuple(coco.file(image) for image in coco.images.values()),
+        np.array(list(coco.images), dtype=np.int64),
+        np.array([image.size_wh for image in coco.images.values()], dtype=np.int32),
+        tuple(np.array(boxes[key], dtype=np.float32).reshape(-1, 4) for key in coco.images),
+        tuple(np.array(crowd[key], dtype=np.bool_) for key in coco.images),
+    )
 
 
 def keep_joints(people: PoseSet, keep: NDArray[np.bool_]) -> PoseSet:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hgpose.atomic import atomic_path
+from hgpose.atomic import atomic_path, output_errors
 from hgpose.detect import Detector
 from hgpose.draw import draw_poses
 from hgpose.errors import InputError
@@ -19,8 +19,18 @@ from hgpose.geometry import MAX_PX, CropTransform
 from hgpose.keypoints import KeypointSet
 from hgpose.options import Style
 from hgpose.sources.images import read_image
-from hgpose.train.datasets import BoxSet, ImageFinder, PoseSet, read_json
+from hgpose.train.datasets import (
+    BoxSet,
+    Coco,
+    ImageFinder,
+    PoseSet,
+    keep_joints,
+    read_id,
+    read_json,
+    reading,
+)
 from hgpose.train.metrics import (
+    COUNTED_HEIGHT,
     CocoImages,
     auc,
     box_ap,
@@ -102,49 +112,41 @@ def load_coco_images(path: Path, folders: Sequence[Path], people: PoseSet) -> Co
         ``None`` if the file is of another kind.
 
     Raises:
-        InputError: malformed annotation, missing image.
+        InputError: malformed annotation, missing image or one of another size.
     """
     document = None if path.suffix.lower() == ".mat" else read_json(path)
     if not isinstance(document, dict):
         return None
-    find = ImageFinder(path, folders)
+    coco = Coco(document, path, ImageFinder(path, folders))
+    joints = np.array([any(name in known for known in coco.joints.values()) for name in people.names])
+    names = [name for name, known in zip(people.names, joints, strict=True) if known]
     must_be_found = set(people.annotation_ids.tolist())
     ignored = []
-    where = f"{path}: the list of categories or images"
-    try:
-        categories = {c["id"]: tuple(c["keypoints"]) for c in document["categories"] if c.get("keypoints")}
-        files = {int(image["id"]): find(image["file_name"]) for image in document["images"]}
-        joints = np.array([any(name in known for known in categories.values()) for name in people.names])
-        names = [name for name, known in zip(people.names, joints, strict=True) if known]
-        for annotation in document["annotations"]:
-            where = f"{path}: annotation {annotation['id']}"
-            known_joints = categories.get(annotation["category_id"])
-            # Without a box nobody can say whether a prediction lies on an unlabelled person.
-            if known_joints is None or annotation["id"] in must_be_found or "bbox" not in annotation:
+    for annotation in coco.annotations():
+        with reading(annotation.where):
+            known_joints = coco.joints.get(annotation.entry["category_id"])
+            if known_joints is None or annotation.id in must_be_found:
                 continue
-            if annotation["image_id"] not in files:
-                raise InputError(
-                    f"{where} names image {annotation['image_id']}, which the file does not list"
-                )
-            x, y, w, h = (float(v) for v in annotation["bbox"])
-            flat = annotation.get("keypoints") or [0] * 3 * len(known_joints)
-            table = np.array(flat, np.float64).reshape(len(known_joints), 3)
+            # Without a box nobody can say whether a prediction lies on an unlabelled person.
+            if (box := annotation.box()) is None:
+                continue
+            labelled = bool(annotation.entry.get("keypoints"))
+            table = annotation.keypoints(known_joints) if labelled else np.zeros((len(known_joints), 3))
             row = dict(zip(known_joints, table.tolist(), strict=True))
             wanted = np.array([row.get(name, (0.0, 0.0, 0.0)) for name in names])
             ignored.append(
                 {
-                    "image_id": annotation["image_id"],
-                    "bbox": [x, y, w, h],
-                    "area": float(annotation.get("area", w * h)),
-                    "iscrowd": int(bool(annotation.get("iscrowd"))),
+                    "image_id": annotation.image.id,
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "area": annotation.area(box),
+                    "iscrowd": int(bool(annotation.entry.get("iscrowd"))),
                     "keypoints": wanted.ravel().tolist(),
                     "num_keypoints": int((wanted[:, 2] > 0).sum()),
                 }
             )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where} is malformed ({type(error).__name__}: {error}); correct it") from error
-    ids = np.array(list(files), dtype=np.int64)
-    return CocoImages(tuple(files.values()), ids, frozenset(categories), joints, tuple(ignored))
+    files = tuple(coco.file(image) for image in coco.images.values())
+    ids = np.array(list(coco.images), dtype=np.int64)
+    return CocoImages(files, ids, frozenset(coco.joints), joints, tuple(ignored))
 
 
 def load_detections(path: Path, images: CocoImages) -> list[Detections]:
@@ -164,9 +166,9 @@ def load_detections(path: Path, images: CocoImages) -> list[Detections]:
     for number, entry in enumerate(entries, start=1):
         try:
             wanted = entry["category_id"] in images.category_ids
-            row = rows.get(entry["image_id"]) if wanted else None
+            row = rows.get(read_id(entry["image_id"])) if wanted else None
             x, y, w, h, score = (float(v) for v in (*entry["bbox"], entry["score"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: entry {number} lacks a good image_id, category_id, bbox or score ({error!r}); "
                 "it must be a list of COCO detections"
@@ -251,7 +253,8 @@ def pose_scores(
         points: ``(M, K, 2)`` image px, the prediction for each; NaN where there is none.
         scores: ``(M, K)`` in [0, 1].
         sigmas: K per-keypoint constants.
-        results: what average precision is computed from, if it is not one prediction for each person.
+        results: what average precision is computed from, if it is not one prediction for each person;
+            joints that they do not have at all are not judged.
         images: of the COCO file the people come from, for COCO's own average precision.
 
     Returns:
@@ -262,7 +265,8 @@ def pose_scores(
         ``AP50``, ``AP75``, ``recall`` by object keypoint similarity, shares; ``auc`` of score against
         correct@0.2, a share.
     """
-    labelled = people.visibility > 0
+    judged_people = _judged(people, results)
+    labelled = judged_people.visibility > 0
     scored: dict[str, Any] = {"people": len(people)}
     # MPII's evaluation leaves out the two joints whose place the annotators could only guess.
     published = labelled & ~np.isin(people.names, ("pelvis", "thorax"))
@@ -294,13 +298,22 @@ def pose_scores(
             "head box" if people.head_sizes is not None else "head top to neck, for want of boxes"
         )
     if results is None:
-        ap = keypoint_ap(people, sigmas, people.image_ids, points, scores.mean(1), images)
+        ap = keypoint_ap(judged_people, sigmas, people.image_ids, points, scores.mean(1), images)
     else:
-        ap = keypoint_ap(people, sigmas, results.image_ids, results.points, results.scores, images)
+        ap = keypoint_ap(judged_people, sigmas, results.image_ids, results.points, results.scores, images)
     scored |= {"AP": ap.ap, "AP50": ap.ap50, "AP75": ap.ap75, "recall": ap.recall}
     correct, judged_joints = correct_joints(points, people.points, labelled, torso_px(people), 0.2)
     scored["auc"] = auc(scores[judged_joints], correct[judged_joints])
     return scored
+
+
+def _judged(people: PoseSet, results: PoseResults | None) -> PoseSet:
+    """The people, with only those joints labelled that the results have at all.
+
+    Lengths that errors are measured by are to be taken from all labels, since another network's joints do
+    not change how large a person is.
+    """
+    return people if results is None else keep_joints(people, results.known)
 
 
 def box_scores(boxes: BoxSet, found: Sequence[Detections], threshold: float) -> dict[str, Any]:
@@ -316,7 +329,7 @@ def box_scores(boxes: BoxSet, found: Sequence[Detections], threshold: float) -> 
         threshold ``recall@0.5_tall`` of people taller than a quarter of the image, a share,
         ``false_per_image`` and ``false_per_100_empty`` images.
     """
-    ap = box_ap(boxes, found, min_height=0.1)
+    ap = box_ap(boxes, found, COUNTED_HEIGHT)
     rates = match_boxes(boxes, found).at(threshold)
     return {
         "images": len(boxes),
@@ -338,21 +351,31 @@ def write_worst(
     points: NDArray[np.float32],
     scores: NDArray[np.float32],
     keypoints: KeypointSet,
+    results: PoseResults | None = None,
 ) -> list[Path]:
     """Writes the people with the most wrong joints, worst first, the annotation beside the prediction.
 
+    Args:
+        folder: for the pictures; made if it is not there.
+        count: of people.
+        people, points, scores, results: as for :func:`pose_scores`.
+        keypoints: the K joints.
+
     Returns:
         The PNG files, ``<rank>_<wrong joints>_<image>.png``, left the truth, right the prediction.
+
+    Raises:
+        OutputError: the folder cannot be written to, or the disk is full.
     """
-    correct, judged = correct_joints(points, people.points, people.visibility > 0, torso_px(people), 0.2)
+    labelled = _judged(people, results).visibility > 0
+    correct, judged = correct_joints(points, people.points, labelled, torso_px(people), 0.2)
     wrong = (judged & ~correct).sum(1)
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for rank, i in enumerate(np.argsort(-wrong, kind="stable")[:count]):
         view = CropTransform.from_box(people.boxes[i], _WORST_PX, 1.3)
         picture = view.warp(read_image(people.files[i]))
         sides = []
-        for xy, seen in ((people.points[i], people.visibility[i] > 0), (points[i], scores[i])):
+        for xy, seen in ((people.points[i], labelled[i]), (points[i], scores[i])):
             poses = Poses(
                 view.to_crop(xy)[None].astype(np.float32),
                 np.asarray(seen, np.float32)[None],
@@ -363,8 +386,8 @@ def write_worst(
             )
             sides.append(draw_poses(picture, poses, Style(boxes=False, threshold=0.05)))
         path = folder / f"{rank:03d}_{wrong[i]}_{people.files[i].stem}.png"
-        with atomic_path(path, overwrite=True) as partial:
-            _, data = cv2.imencode(".png", np.hstack(sides)[..., ::-1])
+        _, data = cv2.imencode(".png", np.hstack(sides)[..., ::-1])
+        with atomic_path(path, overwrite=True) as partial, output_errors(path):
             partial.write_bytes(data.tobytes())
         files.append(path)
     return files

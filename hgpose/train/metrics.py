@@ -24,6 +24,8 @@ Bools = NDArray[np.bool_]
 
 #: MPII's evaluation takes this share of the head box's diagonal as the length of the head.
 HEAD_BOX_SHARE = 0.6
+#: People shorter than this share of their image do not count when a finder is judged.
+COUNTED_HEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -352,6 +354,11 @@ def _ignored(truth: BoxSet, i: int, min_height: float) -> Bools:
     return truth.crowd[i] | (_heights(truth, i) < min_height)
 
 
+def count_people(truth: BoxSet) -> int:
+    """How many people a finder is judged by: neither crowds nor those shorter than :data:`COUNTED_HEIGHT`."""
+    return sum(int((~_ignored(truth, i, COUNTED_HEIGHT)).sum()) for i in range(len(truth)))
+
+
 def _overlaps(found: FloatArray, boxes: FloatArray, ignored: Bools) -> NDArray[np.float64]:
     """IoU ``(P, n)``; for an ignored box the share of the found one that lies on it, as COCO does."""
     found, boxes = found.astype(np.float64), boxes.astype(np.float64)
@@ -439,7 +446,7 @@ class BoxMatches:
 def match_boxes(
     truth: BoxSet,
     detections: Sequence[Detections],
-    min_height: float = 0.1,
+    min_height: float = COUNTED_HEIGHT,
     tall_height: float = 0.25,
     min_iou: float = 0.5,
 ) -> BoxMatches:

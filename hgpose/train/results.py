@@ -139,15 +139,27 @@ class _Ids:
 
     def __init__(self, files: Sequence[Path], image_ids: NDArray[np.int64]) -> None:
         self.ids = set(image_ids.tolist())
-        self.by_name: dict[str, int | None] = {}
-        for file, image_id in dict(zip(files, image_ids.tolist(), strict=True)).items():
+        self.of_file: dict[Path, set[int]] = {}
+        for file, image_id in zip(files, image_ids.tolist(), strict=True):
+            self.of_file.setdefault(file, set()).add(image_id)
+        self.by_name: dict[str, Path | None] = {}
+        for file in self.of_file:
             parts = file.parts
             for i in range(len(parts)):
                 name = "/".join(parts[i:])
                 # The same name in two folders says too little to tell them apart.
-                self.by_name[name] = image_id if self.by_name.get(name, image_id) == image_id else None
+                self.by_name[name] = None if name in self.by_name else file
 
     def __call__(self, image: str | int) -> int | None:
-        if isinstance(image, str):
-            return self.by_name.get(image.replace("\\", "/"))
-        return image if image in self.ids else None
+        if not isinstance(image, str):
+            return image if image in self.ids else None
+        if (file := self.by_name.get(image.replace("\\", "/"))) is None:
+            # Some write ids as text.
+            return self(int(image)) if image.isdecimal() else None
+        image_id, *others = self.of_file[file]
+        if others:
+            raise InputError(
+                f"{file}: the annotations have it under the ids {image_id} and {others[0]}, so that its name "
+                "does not tell which is meant; list it once"
+            )
+        return image_id
