@@ -30,7 +30,7 @@ def task(boxes: BoxSet, tmp_path: Path, **changes: Any) -> tuple[PersonTask, Tra
     values: dict[str, Any] = {"size_px": 64, "batch": 2, "device": "cpu", "half": False, "workers": 0}
     run = TrainOptions(out=tmp_path / "run", **({"epochs": 1} | values | changes))
     made = PersonTask(
-        boxes, boxes, {"stacks": 2, "width": 16}, run, tmp_path / "cache", {"data": ("drawn",)}, 56
+        boxes, boxes, {"stacks": 2, "width": 16}, run, tmp_path / "cache", {"data": ("drawn",)}, 56, 0.5
     )
     return made, run
 
@@ -208,7 +208,7 @@ def test_validation_set_without_boxes_that_count(
     learnt, chosen = boxes([[(10, 10, 50, 70)], []]), boxes([[box] if box else [], []])
     run = TrainOptions(out=tmp_path / "run", size_px=64, epochs=1)
     with pytest.raises(InputError, match=r"0\.png.* has no boxes of people as high as"):
-        PersonTask(learnt, chosen, {"stacks": 1, "width": 16}, run, tmp_path / "cache", {}, 64)
+        PersonTask(learnt, chosen, {"stacks": 1, "width": 16}, run, tmp_path / "cache", {}, 64, 0.5)
 
 
 @pytest.mark.parametrize("crowd", [False, True])
@@ -221,4 +221,4 @@ def test_training_set_without_boxes(boxes: Boxes, tmp_path: Path, crowd: bool) -
     )
     run = TrainOptions(out=tmp_path / "run", size_px=64, epochs=1)
     with pytest.raises(InputError, match=r"training set .*has no boxes"):
-        PersonTask(learnt, chosen, {"stacks": 1, "width": 16}, run, tmp_path / "cache", {}, 64)
+        PersonTask(learnt, chosen, {"stacks": 1, "width": 16}, run, tmp_path / "cache", {}, 64, 0.5)

@@ -158,6 +158,10 @@ def train_person(
             "--input", min=64, help="Side of a square as large as the input when the model is used, px."
         ),
     ] = 256,
+    mosaic: Annotated[
+        float,
+        typer.Option("--mosaic", min=0, max=1, help="Share of views of four images; best 0 in a last run."),
+    ] = 0.5,
     batch: Batch = _D.batch,
     epochs: Epochs = None,
     minutes: Minutes = None,
@@ -195,6 +199,7 @@ def train_person(
         cache,
         _description(data_note, [annotations], licence, seed),
         input_px,
+        mosaic,
     )
     _run(task, options)
 
