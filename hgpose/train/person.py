@@ -7,7 +7,6 @@ the steps that centre points alone need.
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +30,7 @@ from hgpose.train.cache import ImageCache, Window, build_cache
 from hgpose.train.datasets import BoxSet
 from hgpose.train.evaluate import predict_boxes
 from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, Samples, checksum, normalise
-from hgpose.train.metrics import box_ap, match_boxes
-from hgpose.types import Detections
+from hgpose.train.metrics import COUNTED_HEIGHT, box_ap, count_people, match_boxes
 from hgpose.weights import Card
 
 #: Standard deviation of a centre's Gaussian as a share of the box (paper section 4.2, alpha / 6).
@@ -261,8 +259,7 @@ class PersonTask:
             **description,
         )
         self.validation = validation
-        nobody = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-        if math.isnan(box_ap(validation, [nobody] * len(validation), min_height=0.1).ap50):
+        if not count_people(validation):
             raise InputError(
                 f"the validation set (with {validation.files[0]}) has no boxes of people as high as a tenth "
                 "of their image: choose another --val"
@@ -315,4 +312,4 @@ class PersonTask:
             # Early on no threshold does; the card then keeps its old one.
             threshold = match_boxes(self.validation, found).choose_threshold(*_FALSE_BOXES)
             self._card = replace(self._card, threshold=round(threshold, 4))
-        return {"AP50": 100 * box_ap(self.validation, found, min_height=0.1).ap50}
+        return {"AP50": 100 * box_ap(self.validation, found, COUNTED_HEIGHT).ap50}
