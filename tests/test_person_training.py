@@ -90,14 +90,17 @@ def test_box_leaving_the_view_is_learnt_as_far_as_seen() -> None:
     assert (made["boxes"][:, own].T == [30, 10, 63.5, 50]).all()
 
 
-@pytest.mark.parametrize("epoch", range(12))
-def test_boxes_follow_their_pixels(
-    boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
-) -> None:
-    """The white rectangle of a view spans the box that the view's cells are told."""
+@pytest.fixture
+def black_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a view shows nothing of an image it is black."""
     monkeypatch.setattr(
         "hgpose.train.person.random_fill", lambda size, rng: np.zeros((size, size, 3), np.uint8)
     )
+
+
+@pytest.mark.parametrize("epoch", range(12))
+def test_boxes_follow_their_pixels(boxes: Boxes, tmp_path: Path, black_canvas: None, epoch: int) -> None:
+    """The white rectangle of a view spans the box that the view's cells are told."""
     made, _ = task(boxes([[(38, 22, 62, 60)]]), tmp_path)
     made.dataset.aug = STILL
     item = made.dataset[(epoch, 0)]
@@ -114,12 +117,9 @@ def test_boxes_follow_their_pixels(
 
 @pytest.mark.parametrize("epoch", range(12))
 def test_boxes_of_a_mosaic_follow_their_pixels(
-    boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+    boxes: Boxes, tmp_path: Path, black_canvas: None, epoch: int
 ) -> None:
     """Every box of a view of four spans a white rectangle; a rectangle without a box is unknown."""
-    monkeypatch.setattr(
-        "hgpose.train.person.random_fill", lambda size, rng: np.zeros((size, size, 3), np.uint8)
-    )
     made, _ = task(boxes([[(38, 22, 62, 60)], [(5, 30, 40, 70)]]), tmp_path, size_px=256)
     made.dataset.aug = QUARTERS
     item = made.dataset[(epoch, 0)]

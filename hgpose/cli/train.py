@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,13 +19,10 @@ train_app = typer.Typer(help="Train the pose network or the person finder.", no_
 _D = TrainOptions(out=Path("runs"), minutes=1)
 
 
-def _multiple_of(step: int) -> Callable[[int], int]:
-    def check(value: int) -> int:
-        if value % step:
-            raise typer.BadParameter(f"{value} is no multiple of {step}")
-        return value
-
-    return check
+def _multiple_of_8(value: int) -> int:
+    if value % 8:
+        raise typer.BadParameter(f"{value} is no multiple of 8")
+    return value
 
 
 Annotations = Annotated[list[Path], typer.Argument(help="Annotation files to train on.", show_default=False)]
@@ -40,7 +36,7 @@ Val = Annotated[
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
 Stacks = Annotated[int, typer.Option("--stacks", min=1, help="Hourglasses.")]
 Width = Annotated[
-    int, typer.Option("--width", min=8, help="Channels of an hourglass.", callback=_multiple_of(8))
+    int, typer.Option("--width", min=8, help="Channels of an hourglass.", callback=_multiple_of_8)
 ]
 Size = Annotated[int, typer.Option("--size", help="Side of the training crops, px, a multiple of 64.")]
 Batch = Annotated[int, typer.Option("--batch", help="Samples a step.")]
@@ -189,7 +185,6 @@ def train_person(
     from hgpose.train.person import PersonTask
 
     check_run(options)
-
     boxes, validation = (load_box_set(path, images or []) for path in (annotations, val))
     task = PersonTask(
         boxes,

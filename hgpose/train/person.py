@@ -229,7 +229,8 @@ class PersonTask:
         options: of the training.
         cache: folder for decoded images.
         description: ``data``, ``licence`` and ``training`` of the model card.
-        input_px: longer side of the network's input at test time; views to train on may be smaller.
+        input_px: side of a square as large as the network's input at test time; views to train on may be
+            smaller.
         mosaic: share of views that show parts of four images. They keep the network from learning images by
             heart, but are unlike those it will see: a last run is better without ("YOLOX", Ge et al. 2021,
             arXiv:2107.08430, section 2.1).
