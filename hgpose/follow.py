@@ -23,7 +23,17 @@ from hgpose.errors import OptionsError
 from hgpose.estimate import Estimator, keypoint_box
 from hgpose.keypoints import KeypointSet
 from hgpose.options import EstimatorOptions
-from hgpose.smooth import GAP_S, SURE, SWAP_FRAMES, SWAP_S, OneEuroFilter, smooth_at, swapped_sides
+from hgpose.smooth import (
+    GAP_S,
+    SURE,
+    SWAP_FRAMES,
+    SWAP_S,
+    OneEuroFilter,
+    SideVotes,
+    reach,
+    smooth_at,
+    swapped_sides,
+)
 from hgpose.track import FAR_S, TRIAL_FRAMES, Sighting, Track, Tracker, join
 from hgpose.types import Detections, Frame, Heatmaps, Poses
 
@@ -35,6 +45,10 @@ _WINDOW_S, _WINDOW_FRAMES = 0.2, 10
 _BACK_FRAMES = 10
 #: A person is seen as a whole if at least this share of the keypoints is sure, leaving out the face.
 _WHOLE, _FACE = 0.8, ("nose", "eye", "ear")
+#: Joints whose sides are those of the shoulders and of the hips.
+_LIMBS = (("shoulder", "elbow", "wrist"), ("hip", "knee", "ankle"))
+#: Shoulders or hips that are so far apart, as a share of the person's size, are not seen from the side.
+_ACROSS = 0.08
 #: A detection that overlaps a track's box by this shows the track's person.
 _SAME_BOX = 0.3
 #: People whose boxes overlap by more may be mistaken for each other: the detector looks on every n-th frame.
@@ -308,6 +322,9 @@ class _Person:
 
     track: Track
     filter: OneEuroFilter = field(default_factory=OneEuroFilter)
+    #: Of the shoulders and of the hips, up to the frame of this number.
+    sides: list[SideVotes] = field(default_factory=lambda: [SideVotes() for _ in _LIMBS])
+    noted: int = -1
 
 
 class DelayLine:
@@ -347,6 +364,10 @@ class DelayLine:
         self.delay = 0 if live else max(ahead, back + TRIAL_FRAMES - 2)
         order = np.array(keypoint_set.flip_order)
         self._pairs = np.column_stack([np.arange(len(order)), order])[np.arange(len(order)) < order]
+        joints = [keypoint_set.names[left].removeprefix("left_") for left, _ in self._pairs]
+        # Which pairs are of the arms and of the legs, (2, P); shoulders and hips, (2, 2).
+        self._limbs = np.array([[joint in limb for joint in joints] for limb in _LIMBS])
+        self._trunk = np.array([self._pairs[joints.index(limb[0])] for limb in _LIMBS])
         self._waiting: deque[Frame] = deque()
         self._people: list[_Person] = []
         self._next_id = 1
@@ -392,31 +413,45 @@ class DelayLine:
     def _fix_sides(self, person: _Person, upto: int) -> None:
         """Puts right the sides of all sightings of a person up to this frame's number."""
         sightings = list(person.track.sightings)
+        self._note_turns(person)
         for i, now in enumerate(sightings):
             if now.sides_checked or now.number > upto:
                 continue
             now.sides_checked = True
             before = sightings[max(i - 1, 0)]
+            swapped = self._outvoted(person, before, now)
             after = [
                 s
                 for s in sightings[i + 1 : i + 1 + SWAP_FRAMES]
                 if s.number <= now.number + SWAP_FRAMES and s.time_s - before.time_s <= SWAP_S
             ]
-            if i == 0 or not after or now.number - before.number > SWAP_FRAMES:
-                continue
-            swapped = swapped_sides(
-                before.points,
-                now.points,
-                np.stack([s.points for s in after]),
-                self._pairs,
-                _size_px(now),
-            )
+            if i > 0 and after and now.number - before.number <= SWAP_FRAMES:
+                points = np.stack([s.points for s in after])
+                swapped |= swapped_sides(before.points, now.points, points, self._pairs, _size_px(now))
             rows = self._pairs[swapped & (now.scores[self._pairs] >= SURE).all(axis=1)]
             if len(rows):
                 here, there = rows.ravel(), rows[:, ::-1].ravel()
                 now.points, now.scores = now.points.copy(), now.scores.copy()
                 now.points[here], now.scores[here] = now.points[there], now.scores[there]
                 self.sides_corrected += 1
+
+    def _note_turns(self, person: _Person) -> None:
+        """Follows which way round the network has shoulders and hips, up to the last sighting."""
+        for s in person.track.sightings:
+            if s.number > person.noted:
+                person.noted = s.number
+                across = reach(s.raw[:, :2], self._trunk)
+                clear = np.linalg.norm(across, axis=1) > _ACROSS * _size_px(s)
+                clear &= (s.raw[self._trunk, 2] >= SURE).all(axis=1)
+                for i in np.flatnonzero(clear):
+                    person.sides[i].note(s.number, s.time_s, across[i])
+
+    def _outvoted(self, person: _Person, before: Sighting, now: Sighting) -> NDArray[np.bool_]:
+        """Pairs of arms or legs whose shoulders or hips most frames around have the other way round."""
+        outvoted = np.array([votes.outvoted(now.number, now.time_s) for votes in person.sides])
+        # Some of a limb may have their sides right all the same.
+        opposed = (reach(before.points, self._pairs) * reach(now.points, self._pairs)).sum(-1) < 0
+        return np.asarray((outvoted[:, None] & self._limbs & opposed).any(axis=0))
 
     def _row(self, person: _Person, number: int, time_s: float) -> tuple[Sighting, NDArray[np.bool_]] | None:
         """The person on a frame, and which keypoints were bridged; ``None`` where nobody is."""

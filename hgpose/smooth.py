@@ -6,6 +6,7 @@ Symbols: W frames of a window, K keypoints, P pairs of a left and a right keypoi
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ SURE = 0.2
 #: Frames that an exchange of sides lasts, at most, from the last right frame to the next seconds: in longer
 #: time legs change places twice, in walking.
 SWAP_FRAMES, SWAP_S = 3, 0.25
+#: Frames that are no farther away than this vote on which shoulder, and which hip, is the left one, seconds.
+_VOTE_S = 1.0
 #: A keypoint that moves by more than this share of the person's size left the window's centre: full
 #: smoothing at rest, little of it in a fast movement, whose turning points so keep their place.
 _NEAR = 0.03
@@ -147,6 +150,19 @@ def _gain(cutoff_hz: float | NDArray[np.floating], step_s: float) -> NDArray[np.
     return np.asarray(turns / (turns + 1))
 
 
+def reach(points: NDArray[np.floating], pairs: NDArray[np.int64]) -> NDArray[np.floating]:
+    """From the left to the right of each pair: it turns round if they change places.
+
+    Args:
+        points: ``(..., K, 2)``.
+        pairs: ``(P, 2)`` positions of left and right keypoints.
+
+    Returns:
+        ``(..., P, 2)``.
+    """
+    return np.asarray(points[..., pairs[:, 1], :] - points[..., pairs[:, 0], :])
+
+
 def swapped_sides(
     before: NDArray[np.floating],
     now: NDArray[np.floating],
@@ -163,14 +179,53 @@ def swapped_sides(
         pairs: ``(P, 2)`` positions of left and right keypoints.
         size_px: of the person.
     """
-
-    def reach(points: NDArray[np.floating]) -> NDArray[np.floating]:
-        """From the left to the right of each pair, ``(..., P, 2)``: it turns round if they change places."""
-        return np.asarray(points[..., pairs[:, 1], :] - points[..., pairs[:, 0], :])
-
-    was = reach(before)
-    kept, exchanged = (np.linalg.norm(sign * reach(now) - was, axis=-1) for sign in (1, -1))
-    kept_after, exchanged_after = (np.linalg.norm(sign * reach(after) - was, axis=-1) for sign in (1, -1))
+    was = reach(before, pairs)
+    kept, exchanged = (np.linalg.norm(sign * reach(now, pairs) - was, axis=-1) for sign in (1, -1))
+    kept_after, exchanged_after = (
+        np.linalg.norm(sign * reach(after, pairs) - was, axis=-1) for sign in (1, -1)
+    )
     apart = np.linalg.norm(was, axis=-1) > _APART * size_px
     back = (kept_after < exchanged_after / 2).any(0)
     return np.asarray(apart & (exchanged < kept / 2) & back)
+
+
+class SideVotes:
+    """Which way round a network has a person's shoulders, or hips: it may change its mind, they do not.
+
+    Between two frames they cannot change places, so where they do the network has; most frames around say
+    whether it was wrong before or is now. Frames on which they are unsure or too close to each other, as from
+    the side, need not be told of.
+    """
+
+    def __init__(self) -> None:
+        #: Number and time of each frame, and whether it has them the other way round than the first.
+        self._ways: deque[tuple[int, float, bool]] = deque()
+        self._across: NDArray[np.floating] = np.zeros(2)
+
+    def note(self, number: int, time_s: float, across: NDArray[np.floating]) -> None:
+        """Takes what the network says on the next frame.
+
+        Args:
+            number: of the frame, rising.
+            time_s: of the frame.
+            across: ``(2,)`` from the left one to the right one, px.
+        """
+        turned = False
+        if self._ways:
+            last, last_s, turned = self._ways[-1]
+            # After longer than that they may have turned round.
+            if number - last <= SWAP_FRAMES and time_s - last_s <= SWAP_S:
+                turned ^= bool(across @ self._across < 0)
+        self._ways.append((number, time_s, turned))
+        self._across = across
+
+    def outvoted(self, number: int, time_s: float) -> bool:
+        """Whether most frames around have them the other way round than this one, or the last told before it.
+
+        Those long before it are forgotten.
+        """
+        while self._ways and self._ways[0][1] < time_s - _VOTE_S:
+            self._ways.popleft()
+        ways = [turned for _, t, turned in self._ways if t <= time_s + _VOTE_S]
+        own = [turned for n, _, turned in self._ways if n <= number]
+        return bool(own) and 2 * ways.count(own[-1]) < len(ways)

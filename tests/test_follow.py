@@ -339,6 +339,30 @@ def test_sides_are_put_right(fix_sides: bool, wrong: int) -> None:
     assert sum(a > 1 for a in apart) == wrong
 
 
+@pytest.mark.parametrize("part", ["all", "shoulder", "hip"])
+def test_shoulders_and_hips_stay_where_most_frames_have_them(part: str) -> None:
+    fault = np.array(
+        [j if part in {"all", BODY19.names[i].split("_")[-1]} else i for i, j in enumerate(SWAP)]
+    )
+    faults = dict.fromkeys((*range(20, 30), *range(70, 90)), fault)
+    found, finder, follower = run([Walker(200, 1)], 120, faults=faults, smooth="none")
+    assert follower.sides_corrected == 30
+    for t, poses in enumerate(found):
+        trunk = [i for i, name in enumerate(BODY19.names) if name.endswith(("shoulder", "hip"))]
+        np.testing.assert_array_equal(poses.keypoints[0, trunk], finder.truth(t)[0][trunk])
+
+
+def test_who_has_the_other_side_for_long_is_believed() -> None:
+    faults = dict.fromkeys(range(60, 180), SWAP)
+    found, finder, _ = run([Walker(100, 1)], 180, faults=faults, smooth="none")
+    shoulder = BODY19.index("left_shoulder")
+    other = [
+        abs(p.keypoints[0, shoulder, 0] - finder.truth(t)[0][shoulder, 0]) > 1 for t, p in enumerate(found)
+    ]
+    # Half of a second on, most frames say so.
+    assert not any(other[:60]) and all(other[75:]) and np.count_nonzero(np.diff(other)) == 1
+
+
 @dataclass(frozen=True)
 class SlowlyFilmed(Walker):
     """Takes two steps a second, however few frames there are."""
