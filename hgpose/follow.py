@@ -359,7 +359,7 @@ class DelayLine:
         self._window = min(math.ceil(_WINDOW_S * fps), _WINDOW_FRAMES) if self._smooth == "full" else 0
         # A gap is bridged as a whole or not at all: each of its frames must see both ends.
         self._gap_s = min(GAP_S, (self._window + 1.5) / fps) if self._window else 0.0
-        self._fixes_sides = options.fix_sides and not live
+        self._fixes_sides = options.fix_sides
         ahead = self._window + SWAP_FRAMES * self._fixes_sides
         self.delay = 0 if live else max(ahead, back + TRIAL_FRAMES - 2)
         order = np.array(keypoint_set.flip_order)
