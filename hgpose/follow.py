@@ -23,17 +23,8 @@ from hgpose.errors import OptionsError
 from hgpose.estimate import Estimator, keypoint_box
 from hgpose.keypoints import KeypointSet
 from hgpose.options import EstimatorOptions
-from hgpose.smooth import (
-    GAP_S,
-    SURE,
-    SWAP_FRAMES,
-    SWAP_S,
-    OneEuroFilter,
-    SideVotes,
-    reach,
-    smooth_at,
-    swapped_sides,
-)
+from hgpose.sides import SWAP_FRAMES, Pairs, Sides
+from hgpose.smooth import GAP_S, SURE, OneEuroFilter, smooth_at
 from hgpose.track import FAR_S, TRIAL_FRAMES, Sighting, Track, Tracker, join
 from hgpose.types import Detections, Frame, Heatmaps, Poses
 
@@ -45,10 +36,6 @@ _WINDOW_S, _WINDOW_FRAMES = 0.2, 10
 _BACK_FRAMES = 10
 #: A person is seen as a whole if at least this share of the keypoints is sure, leaving out the face.
 _WHOLE, _FACE = 0.8, ("nose", "eye", "ear")
-#: Joints whose sides are those of the shoulders and of the hips.
-_LIMBS = (("shoulder", "elbow", "wrist"), ("hip", "knee", "ankle"))
-#: Shoulders or hips that are so far apart, as a share of the person's size, are not seen from the side.
-_ACROSS = 0.08
 #: A detection that overlaps a track's box by this shows the track's person.
 _SAME_BOX = 0.3
 #: People whose boxes overlap by more may be mistaken for each other: the detector looks on every n-th frame.
@@ -321,10 +308,8 @@ class _Person:
     """A track whose sightings are still to be written."""
 
     track: Track
+    sides: Sides
     filter: OneEuroFilter = field(default_factory=OneEuroFilter)
-    #: Of the shoulders and of the hips, up to the frame of this number.
-    sides: list[SideVotes] = field(default_factory=lambda: [SideVotes() for _ in _LIMBS])
-    noted: int = -1
 
 
 class DelayLine:
@@ -362,12 +347,7 @@ class DelayLine:
         self._fixes_sides = options.fix_sides
         ahead = self._window + SWAP_FRAMES * self._fixes_sides
         self.delay = 0 if live else max(ahead, back + TRIAL_FRAMES - 2)
-        order = np.array(keypoint_set.flip_order)
-        self._pairs = np.column_stack([np.arange(len(order)), order])[np.arange(len(order)) < order]
-        joints = [keypoint_set.names[left].removeprefix("left_") for left, _ in self._pairs]
-        # Which pairs are of the arms and of the legs, (2, P); shoulders and hips, (2, 2).
-        self._limbs = np.array([[joint in limb for joint in joints] for limb in _LIMBS])
-        self._trunk = np.array([self._pairs[joints.index(limb[0])] for limb in _LIMBS])
+        self._pairs = Pairs(keypoint_set)
         self._waiting: deque[Frame] = deque()
         self._people: list[_Person] = []
         self._next_id = 1
@@ -376,7 +356,7 @@ class DelayLine:
     def push(self, frame: Frame, tracks: Sequence[Track]) -> Finished:
         """Takes the next frame and all tracks that go on; returns the frame that need not wait longer."""
         known = {person.track for person in self._people}
-        self._people += [_Person(track) for track in tracks if track not in known]
+        self._people += [_Person(track, Sides(self._pairs)) for track in tracks if track not in known]
         self._waiting.append(frame)
         self.taken += 1
         return [self._finish()] if len(self._waiting) > self.delay else []
@@ -396,7 +376,7 @@ class DelayLine:
         rows = []
         for person in self._people:
             if self._fixes_sides:
-                self._fix_sides(person, number + self._window)
+                self.sides_corrected += person.sides.put_right(person.track.sightings, number + self._window)
             if person.track.confirmed and (row := self._row(person, number, frame.time_s)):
                 if person.track.id < 0:
                     person.track.id, self._next_id = self._next_id, self._next_id + 1
@@ -409,49 +389,6 @@ class DelayLine:
             p for p in self._people if not (p.track.ended and p.track.sightings[-1].number <= number)
         ]
         return frame, self._poses(sorted(rows, key=lambda row: row[0]))
-
-    def _fix_sides(self, person: _Person, upto: int) -> None:
-        """Puts right the sides of all sightings of a person up to this frame's number."""
-        sightings = list(person.track.sightings)
-        self._note_turns(person)
-        for i, now in enumerate(sightings):
-            if now.sides_checked or now.number > upto:
-                continue
-            now.sides_checked = True
-            before = sightings[max(i - 1, 0)]
-            swapped = self._outvoted(person, before, now)
-            after = [
-                s
-                for s in sightings[i + 1 : i + 1 + SWAP_FRAMES]
-                if s.number <= now.number + SWAP_FRAMES and s.time_s - before.time_s <= SWAP_S
-            ]
-            if i > 0 and after and now.number - before.number <= SWAP_FRAMES:
-                points = np.stack([s.points for s in after])
-                swapped |= swapped_sides(before.points, now.points, points, self._pairs, _size_px(now))
-            rows = self._pairs[swapped & (now.scores[self._pairs] >= SURE).all(axis=1)]
-            if len(rows):
-                here, there = rows.ravel(), rows[:, ::-1].ravel()
-                now.points, now.scores = now.points.copy(), now.scores.copy()
-                now.points[here], now.scores[here] = now.points[there], now.scores[there]
-                self.sides_corrected += 1
-
-    def _note_turns(self, person: _Person) -> None:
-        """Follows which way round the network has shoulders and hips, up to the last sighting."""
-        for s in person.track.sightings:
-            if s.number > person.noted:
-                person.noted = s.number
-                across = reach(s.raw[:, :2], self._trunk)
-                clear = np.linalg.norm(across, axis=1) > _ACROSS * _size_px(s)
-                clear &= (s.raw[self._trunk, 2] >= SURE).all(axis=1)
-                for i in np.flatnonzero(clear):
-                    person.sides[i].note(s.number, s.time_s, across[i])
-
-    def _outvoted(self, person: _Person, before: Sighting, now: Sighting) -> NDArray[np.bool_]:
-        """Pairs of arms or legs whose shoulders or hips most frames around have the other way round."""
-        outvoted = np.array([votes.outvoted(now.number, now.time_s) for votes in person.sides])
-        # Some of a limb may have their sides right all the same.
-        opposed = (reach(before.points, self._pairs) * reach(now.points, self._pairs)).sum(-1) < 0
-        return np.asarray((outvoted[:, None] & self._limbs & opposed).any(axis=0))
 
     def _row(self, person: _Person, number: int, time_s: float) -> tuple[Sighting, NDArray[np.bool_]] | None:
         """The person on a frame, and which keypoints were bridged; ``None`` where nobody is."""
@@ -469,12 +406,12 @@ class DelayLine:
                 np.array([s.time_s for s in window]),
                 np.stack([s.points for s in window]),
                 np.stack([s.scores for s in window]),
-                _size_px(now),
+                now.size_px,
                 self._gap_s,
             )
             return replace(now, points=points, scores=scores), bridged
         if self._smooth == "live":
-            now = replace(now, points=person.filter(now.points, now.scores, time_s, _size_px(now)))
+            now = replace(now, points=person.filter(now.points, now.scores, time_s, now.size_px))
         return now, np.zeros(len(now.scores), np.bool_)
 
     def _poses(self, rows: Sequence[tuple[int, Sighting, NDArray[np.bool_]]]) -> Poses:
@@ -508,7 +445,3 @@ def _between(a: Sighting, b: Sighting, number: int, time_s: float) -> Sighting:
         min(a.box_score, b.box_score),
         a.heatmap and (np.zeros_like(a.heatmap[0]), a.heatmap[1]),
     )
-
-
-def _size_px(sighting: Sighting) -> float:
-    return float((sighting.box[2:] - sighting.box[:2]).max())

@@ -1,12 +1,11 @@
-"""Keypoints of one person over time: less jitter, short gaps bridged, exchanged sides put right.
+"""Keypoints of one person over time: less jitter, short gaps bridged.
 
-Symbols: W frames of a window, K keypoints, P pairs of a left and a right keypoint. Points are image px.
+Symbols: W frames of a window, K keypoints. Points are image px.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +17,9 @@ SIGMA_S = 0.05
 GAP_S = 0.25
 #: Keypoints that score at least this are sure.
 SURE = 0.2
-#: Frames that an exchange of sides lasts, at most, from the last right frame to the next seconds: in longer
-#: time legs change places twice, in walking.
-SWAP_FRAMES, SWAP_S = 3, 0.25
-#: Frames that are no farther away than this vote on which shoulder, and which hip, is the left one, seconds.
-_VOTE_S = 1.0
 #: A keypoint that moves by more than this share of the person's size left the window's centre: full
 #: smoothing at rest, little of it in a fast movement, whose turning points so keep their place.
 _NEAR = 0.03
-#: Sides are told apart if they are at least this share of the person's size apart.
-_APART = 0.06
 #: One Euro filter: cutoff at rest (Hz), its rise (Hz for each person's size a second), and the
 #: cutoff of the speed (Hz).
 _REST_HZ, _RISE_HZ, _SPEED_HZ = 1.5, 12.0, 3.0
@@ -148,84 +140,3 @@ def _gain(cutoff_hz: float | NDArray[np.floating], step_s: float) -> NDArray[np.
     """Share of the way to the new value that a first-order low-pass filter goes in one step."""
     turns = 2 * math.pi * np.asarray(cutoff_hz, np.float64) * step_s
     return np.asarray(turns / (turns + 1))
-
-
-def reach(points: NDArray[np.floating], pairs: NDArray[np.int64]) -> NDArray[np.floating]:
-    """From the left to the right of each pair: it turns round if they change places.
-
-    Args:
-        points: ``(..., K, 2)``.
-        pairs: ``(P, 2)`` positions of left and right keypoints.
-
-    Returns:
-        ``(..., P, 2)``.
-    """
-    return np.asarray(points[..., pairs[:, 1], :] - points[..., pairs[:, 0], :])
-
-
-def swapped_sides(
-    before: NDArray[np.floating],
-    now: NDArray[np.floating],
-    after: NDArray[np.floating],
-    pairs: NDArray[np.int64],
-    size_px: float,
-) -> NDArray[np.bool_]:
-    """Which pairs changed places with this frame and change back with one of those after it: ``(P,)`` bool.
-
-    Args:
-        before: ``(K, 2)`` keypoints of the frame before, whose sides are right.
-        now: ``(K, 2)``.
-        after: ``(R, K, 2)`` of the next frames.
-        pairs: ``(P, 2)`` positions of left and right keypoints.
-        size_px: of the person.
-    """
-    was = reach(before, pairs)
-    kept, exchanged = (np.linalg.norm(sign * reach(now, pairs) - was, axis=-1) for sign in (1, -1))
-    kept_after, exchanged_after = (
-        np.linalg.norm(sign * reach(after, pairs) - was, axis=-1) for sign in (1, -1)
-    )
-    apart = np.linalg.norm(was, axis=-1) > _APART * size_px
-    back = (kept_after < exchanged_after / 2).any(0)
-    return np.asarray(apart & (exchanged < kept / 2) & back)
-
-
-class SideVotes:
-    """Which way round a network has a person's shoulders, or hips: it may change its mind, they do not.
-
-    Between two frames they cannot change places, so where they do the network has; most frames around say
-    whether it was wrong before or is now. Frames on which they are unsure or too close to each other, as from
-    the side, need not be told of.
-    """
-
-    def __init__(self) -> None:
-        #: Number and time of each frame, and whether it has them the other way round than the first.
-        self._ways: deque[tuple[int, float, bool]] = deque()
-        self._across: NDArray[np.floating] = np.zeros(2)
-
-    def note(self, number: int, time_s: float, across: NDArray[np.floating]) -> None:
-        """Takes what the network says on the next frame.
-
-        Args:
-            number: of the frame, rising.
-            time_s: of the frame.
-            across: ``(2,)`` from the left one to the right one, px.
-        """
-        turned = False
-        if self._ways:
-            last, last_s, turned = self._ways[-1]
-            # After longer than that they may have turned round.
-            if number - last <= SWAP_FRAMES and time_s - last_s <= SWAP_S:
-                turned ^= bool(across @ self._across < 0)
-        self._ways.append((number, time_s, turned))
-        self._across = across
-
-    def outvoted(self, number: int, time_s: float) -> bool:
-        """Whether most frames around have them the other way round than this one, or the last told before it.
-
-        Those long before it are forgotten.
-        """
-        while self._ways and self._ways[0][1] < time_s - _VOTE_S:
-            self._ways.popleft()
-        ways = [turned for _, t, turned in self._ways if t <= time_s + _VOTE_S]
-        own = [turned for n, _, turned in self._ways if n <= number]
-        return bool(own) and 2 * ways.count(own[-1]) < len(ways)

@@ -91,6 +91,11 @@ class Sighting:
     heatmap: tuple[NDArray[np.float32], CropTransform] | None
     sides_checked: bool = False
 
+    @property
+    def size_px(self) -> float:
+        """The longer side of the box."""
+        return float((self.box[2:] - self.box[:2]).max())
+
 
 class Track:
     """One person over time.
