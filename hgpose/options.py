@@ -104,8 +104,8 @@ class EstimatorOptions:
         lost_s: a person who is out of sight for longer gets a new id, seconds.
         smooth: ``none``, ``live`` (as frames come) or ``full`` (looks ahead, no lag, bridges short gaps);
             ``None``: full for videos, live for a camera.
-        fix_sides: put left and right keypoints right that change places for a few frames; live, shoulders,
-            hips and their limbs only, by the frames before.
+        fix_sides: put left and right keypoints right that change places for a few frames, and shoulders, hips
+            and their limbs for up to half a second; live, only the latter, by the frames before.
         keep_raw: keep the network's own keypoints beside those smoothed.
     """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,12 @@ from hgpose.track import Sighting
 #: Frames that an exchange of sides lasts, at most, from the last right frame to the next seconds: in longer
 #: time legs change places twice, in walking.
 SWAP_FRAMES, _SWAP_S = 3, 0.25
-#: Frames that are no farther away than this vote on which shoulder, and which hip, is the left one, seconds.
+#: Frames that are no farther away than this vote on which shoulder, and which hip, is the left one, seconds;
+#: of those that follow only the few that are known.
 _VOTE_S = 1.0
+#: Who turns is seen narrow in between: sides that change places do it at no less than this share of the
+#: greatest width within that time.
+_WIDE = 0.5
 #: Sides are told apart if they are at least this share of the person's size apart.
 _APART = 0.06
 #: Shoulders or hips that are so far apart, as a share of the person's size, are not seen from the side.
@@ -70,7 +75,7 @@ class Sides:
                 continue
             now.sides_checked = True
             before = sightings[max(i - 1, 0)]
-            swapped = self._outvoted(before, now)
+            changed = self._outvoted(before, now, first=i == 0)
             after = [
                 s
                 for s in sightings[i + 1 : i + 1 + SWAP_FRAMES]
@@ -78,8 +83,9 @@ class Sides:
             ]
             if i > 0 and after and now.number - before.number <= SWAP_FRAMES:
                 points = np.stack([s.points for s in after])
-                swapped |= swapped_sides(before.points, now.points, points, self._pairs.all, now.size_px)
-            rows = self._pairs.all[swapped & (now.scores[self._pairs.all] >= SURE).all(axis=1)]
+                swapped = swapped_sides(before.points, now.points, points, self._pairs.all, now.size_px)
+                changed |= swapped & (now.scores[self._pairs.all] >= SURE).all(axis=1)
+            rows = self._pairs.all[changed]
             if len(rows):
                 here, there = rows.ravel(), rows[:, ::-1].ravel()
                 now.points, now.scores = now.points.copy(), now.scores.copy()
@@ -93,59 +99,81 @@ class Sides:
             if s.number > self._noted:
                 self._noted = s.number
                 across = _reach(s.raw[:, :2], self._pairs.trunk)
-                clear = np.linalg.norm(across, axis=1) > _ACROSS * s.size_px
-                clear &= (s.raw[self._pairs.trunk, 2] >= SURE).all(axis=1)
-                for i in np.flatnonzero(clear):
-                    self._votes[i].note(s.number, s.time_s, across[i])
+                for i in np.flatnonzero((s.raw[self._pairs.trunk, 2] >= SURE).all(axis=1)):
+                    self._votes[i].note(s.number, s.time_s, across[i], s.size_px)
 
-    def _outvoted(self, before: Sighting, now: Sighting) -> NDArray[np.bool_]:
+    def _outvoted(self, before: Sighting, now: Sighting, first: bool) -> NDArray[np.bool_]:
         """Pairs of arms or legs whose shoulders or hips most frames around have the other way round."""
         outvoted = np.array([votes.outvoted(now.number, now.time_s) for votes in self._votes])
         # Some of a limb may have their sides right all the same.
         was, is_now = (_reach(s.points, self._pairs.all) for s in (before, now))
-        return np.asarray((outvoted[:, None] & self._pairs.limbs & ((was * is_now).sum(-1) < 0)).any(axis=0))
+        other = first | ((was * is_now).sum(-1) < 0)
+        return np.asarray((outvoted[:, None] & self._pairs.limbs & other).any(axis=0))
+
+
+class _Look(NamedTuple):
+    """What a network says on a frame: ``across`` ``(2,)`` px, and whether it is ``clear`` enough to count.
+
+    It has them the other way round than at first if ``turned``.
+    """
+
+    number: int
+    time_s: float
+    across: NDArray[np.floating]
+    clear: bool
+    turned: bool
 
 
 class SideVotes:
     """Which way round a network has a person's shoulders, or hips: it may change its mind, they do not.
 
-    Between two frames they cannot change places, so where they do the network has; most frames around say
-    whether it was wrong before or is now. Frames on which they are unsure or too close to each other, as from
-    the side, need not be told of.
+    Between two frames they cannot change places as if in a mirror, both wide apart: where they do the network
+    has exchanged them, and most frames around say whether it was wrong before or is now. Who turns is seen
+    from the side in between. Frames on which they are unsure need not be told of.
     """
 
     def __init__(self) -> None:
-        #: Number and time of each frame, and whether it has them the other way round than the first.
-        self._ways: deque[tuple[int, float, bool]] = deque()
-        self._across: NDArray[np.floating] = np.zeros(2)
+        self._looks: deque[_Look] = deque()
 
-    def note(self, number: int, time_s: float, across: NDArray[np.floating]) -> None:
+    def note(self, number: int, time_s: float, across: NDArray[np.floating], size_px: float) -> None:
         """Takes what the network says on the next frame.
 
         Args:
             number: of the frame, rising.
             time_s: of the frame.
             across: ``(2,)`` from the left one to the right one, px.
+            size_px: of the person.
         """
         turned = False
-        if self._ways:
-            last, last_s, turned = self._ways[-1]
-            # After longer than that they may have turned round.
-            if number - last <= SWAP_FRAMES and time_s - last_s <= _SWAP_S:
-                turned ^= bool(across @ self._across < 0)
-        self._ways.append((number, time_s, turned))
-        self._across = across
+        if self._looks:
+            last = self._looks[-1]
+            if number - last.number <= SWAP_FRAMES and time_s - last.time_s <= _SWAP_S:
+                turned = last.turned ^ self._changed_places(last.across, across, size_px)
+            else:
+                # They may have turned round unseen; the network is as right as it mostly was.
+                ways = [look.turned for look in self._looks if look.clear]
+                turned = 2 * sum(ways) > len(ways)
+        clear = bool(np.linalg.norm(across) > _ACROSS * size_px)
+        self._looks.append(_Look(number, time_s, across, clear, turned))
 
     def outvoted(self, number: int, time_s: float) -> bool:
         """Whether most frames around have them the other way round than this one, or the last told before it.
 
         Those long before it are forgotten.
         """
-        while self._ways and self._ways[0][1] < time_s - _VOTE_S:
-            self._ways.popleft()
-        ways = [turned for _, t, turned in self._ways if t <= time_s + _VOTE_S]
-        own = [turned for n, _, turned in self._ways if n <= number]
-        return bool(own) and 2 * ways.count(own[-1]) < len(ways)
+        while self._looks and self._looks[0].time_s < time_s - _VOTE_S:
+            self._looks.popleft()
+        ways = [look.turned for look in self._looks if look.clear and look.time_s <= time_s + _VOTE_S]
+        if not ways:
+            return False
+        # Frames before the first, on which the person was looked for later, are as that one is.
+        own = next((look.turned for look in reversed(self._looks) if look.number <= number), ways[0])
+        return 2 * ways.count(own) < len(ways)
+
+    def _changed_places(self, was: NDArray[np.floating], now: NDArray[np.floating], size_px: float) -> bool:
+        least = max(_APART * size_px, _WIDE * max(float(np.linalg.norm(s.across)) for s in self._looks))
+        mirrored = np.linalg.norm(now + was) < np.linalg.norm(now - was) / 2
+        return bool(mirrored and min(np.linalg.norm(was), np.linalg.norm(now)) > least)
 
 
 def swapped_sides(

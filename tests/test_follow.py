@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -327,6 +328,7 @@ def test_without_tracking_every_frame_is_by_itself() -> None:
 
 
 SWAP = np.array(BODY19.flip_order)
+LIMBS = [i for i, name in enumerate(BODY19.names) if "_" in name and not name.endswith(("eye", "ear", "top"))]
 
 
 @pytest.mark.parametrize(("fix_sides", "wrong"), [(True, 0), (False, 3)])
@@ -363,6 +365,54 @@ def test_who_has_the_other_side_for_long_is_believed() -> None:
     ]
     # Half of a second on, most frames say so.
     assert not any(other[:60]) and all(other[75:]) and np.count_nonzero(np.diff(other)) == 1
+
+
+@dataclass(frozen=True)
+class Turning(Walker):
+    """Broad as an upper body; turns round once, from the tenth frame on, in ``turn_s``."""
+
+    fps: float = 30.0
+    turn_s: float = 1.0
+
+    def at(self, t: int) -> NDArray[np.float32] | None:
+        points = body(self.start_x, self.ground, self.height)
+        turn = min(max((t - 10.5) / self.fps / self.turn_s, 0), 1)
+        points[:, 0] = self.start_x + 4 * (points[:, 0] - self.start_x) * math.cos(math.pi * turn)
+        return points
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(
+    ("fps", "turn_s"), [(30, 0.4), (30, 1.0), (15, 0.5), (15, 1.1), (10, 0.6), (10, 1.5)]
+)
+def test_who_turns_round_is_believed_at_once(fps: int, turn_s: float, live: bool) -> None:
+    turning = Turning(300, 0, fps=fps, turn_s=turn_s)
+    found, finder, _ = run([turning], 10 + 4 * fps, fps=Fraction(fps), smooth="none", live=live)
+    trunk = [i for i, name in enumerate(BODY19.names) if name.endswith(("shoulder", "hip"))]
+    for t in range(10, len(found)):
+        np.testing.assert_allclose(found[t].keypoints[0, trunk], finder.truth(t)[0][trunk], atol=0.5)
+
+
+def test_a_limb_is_put_right_with_its_unsure_joints() -> None:
+    hidden = [0.1 if name in {"left_shoulder", "right_wrist"} else 0.8 for name in BODY19.names]
+    found, finder, _ = run(
+        [Turning(300, 0, turn_s=math.inf)],
+        80,
+        faults=dict.fromkeys(range(30, 44), SWAP),
+        posed=lambda i, t: hidden if 34 <= t < 36 else 0.8,
+        smooth="none",
+    )
+    for t, poses in enumerate(found):
+        np.testing.assert_array_equal(poses.keypoints[0, LIMBS], finder.truth(t)[0][LIMBS])
+
+
+@pytest.mark.parametrize("first", [0, 20])
+def test_first_frames_are_put_right_as_far_as_the_next_tell(first: int) -> None:
+    walker = Walker(200, 1, first=first)
+    faults = dict.fromkeys(range(first, first + 3), SWAP)
+    found, finder, _ = run([walker], 60, faults=faults, smooth="none")
+    for t in range(first, 60):
+        np.testing.assert_array_equal(found[t].keypoints[0, LIMBS], finder.truth(t)[0][LIMBS])
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,10 @@ Smooth = Annotated[
 ]
 FixSides = Annotated[
     bool,
-    typer.Option("--fix-sides/--no-fix-sides", help="Put right left and right exchanged for a few frames."),
+    typer.Option(
+        "--fix-sides/--no-fix-sides",
+        help="Put right left and right where the network exchanges them for up to half a second.",
+    ),
 ]
 KeepRaw = Annotated[bool, typer.Option("--keep-raw", help="Add the keypoints before smoothing to the JSON.")]
 Weights = Annotated[str, typer.Option("--weights", help="Pose weights: a name or a .safetensors file.")]
