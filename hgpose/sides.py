@@ -171,7 +171,7 @@ class SideVotes:
         return 2 * ways.count(own) < len(ways)
 
     def _changed_places(self, was: NDArray[np.floating], now: NDArray[np.floating], size_px: float) -> bool:
-        least = max(_APART * size_px, _WIDE * max(float(np.linalg.norm(s.across)) for s in self._looks))
+        least = max(_ACROSS * size_px, _WIDE * max(float(np.linalg.norm(s.across)) for s in self._looks))
         mirrored = np.linalg.norm(now + was) < np.linalg.norm(now - was) / 2
         return bool(mirrored and min(np.linalg.norm(was), np.linalg.norm(now)) > least)
 
