@@ -202,6 +202,17 @@ def test_command_on_the_demo_clip() -> None:
     assert scored["jitter_live"] < 0.6 * scored["jitter_none"]
 
 
+def test_json_is_alone_on_stdout_when_clips_are_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def talkative(*_: object) -> dict[str, tuple[Path, Path]]:
+        print("Warp 1.0 initialized")
+        return {"demo": (CLIP, TRUTH)}
+
+    monkeypatch.setattr("hgpose.demo.scenes.rendered", talkative)
+    result = CliRunner().invoke(app, ["eval", "track", "--exact", "--json"])
+    assert list(json.loads(result.stdout)) == ["demo", "all"]
+    assert "Warp" in result.stderr
+
+
 def test_command_without_truth() -> None:
     code, output = command("--json", "--end", "0.4", str(CLIP))
     assert code == 0

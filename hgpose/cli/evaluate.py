@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -242,7 +243,9 @@ def eval_track(
         from hgpose.demo.scenes import rendered
         from hgpose.weights import cache_folder
 
-        named = rendered(cache or cache_folder(), lambda name: typer.echo(f"rendering {name}", err=True))
+        # Warp, which the body model computes with, greets on stdout, where only the scores belong.
+        with redirect_stdout(sys.stderr):
+            named = rendered(cache or cache_folder(), lambda name: typer.echo(f"rendering {name}", err=True))
     estimator = None if exact else load_estimator(options)
     scored: dict[str, Any] = {}
     if named:
