@@ -57,6 +57,7 @@ def people(tmp_path: Path) -> Callable[[int], PoseSet]:
             points,
             np.full((count, k), 2, np.int8),
             np.ones((count, k), np.float32),
+            np.zeros((count, k), np.bool_),
             np.full(count, 9900, np.float32),
         )
 

@@ -564,8 +564,8 @@ def test_pckh_as_published() -> None:
     visibility[1, wrist] = 0
     people = PoseSet(
         MPII16.names, (Path("a"), Path("b")), np.arange(2), np.arange(2), np.zeros((2, 4), np.float32),
-        points, visibility, (visibility > 0).astype(np.float32), np.full(2, 1e4, np.float32),
-        head_sizes=np.full(2, 30, np.float32),
+        points, visibility, (visibility > 0).astype(np.float32), np.zeros((2, k), np.bool_),
+        np.full(2, 1e4, np.float32), head_sizes=np.full(2, 30, np.float32),
     )  # fmt: skip
     found = points.copy()
     # Half a head is right, a little more is wrong; pelvis and thorax do not count.

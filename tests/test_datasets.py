@@ -73,10 +73,13 @@ def test_without_a_box_it_is_drawn_around_the_joints(tmp_path: Path) -> None:
     assert people.areas.tolist() == [14 * 24]
 
 
-def test_disputed_joints_weigh_less(tmp_path: Path) -> None:
+def test_disputed_joints_weigh_less_and_confirmed_ones_are_known(tmp_path: Path) -> None:
     people = load_pose_set(write(tmp_path, coco(keypoint_source=[4, 5, 0])), [], LSP14)
     weights = people.weights[0]
     assert 0 < weights[LSP14.index("left_shoulder")] < weights[LSP14.index("right_hip")] == 1
+    confirmed = {LSP14.names[i] for i in np.flatnonzero(people.confirmed[0])}
+    assert confirmed == {"right_hip"}
+    assert not load_pose_set(write(tmp_path, coco()), [], LSP14).confirmed.any()
 
 
 def test_crowds_and_people_without_a_wanted_joint_are_left_out(tmp_path: Path) -> None:

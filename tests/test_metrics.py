@@ -47,6 +47,7 @@ def people(points: Any, visibility: Any, **changes: Any) -> PoseSet:
         "points": points,
         "visibility": np.asarray(visibility, np.int8),
         "weights": (np.asarray(visibility) > 0).astype(np.float32),
+        "confirmed": np.zeros((count, k), np.bool_),
         "areas": np.full(count, 100.0, np.float32),
     }
     return PoseSet(**(fields | changes))

@@ -166,6 +166,7 @@ def test_pixels_carry_joints_and_mirroring_swaps_sides(
     cv2.circle(image, (40, 70), 4, (255, 255, 255), -1)
     write_png(one.files[0], image)
     one.weights[0] = np.linspace(0.1, 1, 17)
+    one.confirmed[0, LEFT_WRIST] = True
     still = replace(STILL, scale=0.2, rotation_deg=40, any_rotation=0.5, shift=0.05, mirror=mirror)
     samples = dataset(one, tmp_path, still)
     wanted = RIGHT_WRIST if mirror else LEFT_WRIST
@@ -173,6 +174,7 @@ def test_pixels_carry_joints_and_mirroring_swaps_sides(
     for epoch in range(20):
         item = samples[(epoch, 0)]
         assert item["weights"][wanted] == pytest.approx(one.weights[0, LEFT_WRIST])
+        assert item["confirmed"].nonzero().flatten().tolist() == [wanted]
         weight = item["image"][0].double()
         if not item["present"][wanted] or weight.sum() < 1000:
             continue
@@ -662,9 +664,14 @@ def sure_maps(points: list[list[float]], certainty: float = 0.999) -> Tensor:
     return (seen * certainty + (1 - certainty) / 257).log() + math.log(257 / (1 - certainty))
 
 
-def loss_of(maps: Tensor, points: list[list[float]], weights: tuple[float, ...] = (1, 1, 1)) -> float:
+def loss_of(
+    maps: Tensor,
+    points: list[list[float]],
+    weights: tuple[float, ...] = (1, 1, 1),
+    confirmed: tuple[bool, ...] = (False, False, False),
+) -> float:
     targets = heatmaps.encode(torch.tensor([points]), torch.ones(1, 3, dtype=torch.bool), (16, 16), 1.0)
-    return float(keypoint_loss(maps, targets, torch.tensor([weights]), [1, 0, 2]))
+    return float(keypoint_loss(maps, targets, torch.tensor([weights]), torch.tensor([confirmed]), [1, 0, 2]))
 
 
 LEFT, RIGHT, MIDDLE = [3.0, 4.0], [12.0, 5.0], [8.0, 12.0]
@@ -681,6 +688,24 @@ def test_keypoint_loss_doubts_labels_that_swap_sides() -> None:
     assert lone > 2 * (swapped - right)
 
 
+def test_keypoint_loss_does_not_doubt_confirmed_sides() -> None:
+    maps = sure_maps([LEFT, RIGHT, MIDDLE])
+    costs = [
+        loss_of(maps, [RIGHT, LEFT, MIDDLE], confirmed=confirmed)
+        for confirmed in (
+            (False, False, True),
+            (True, False, False),
+            (False, True, False),
+            (True, True, False),
+        )
+    ]
+    # A confirmed label of the pair speaks for both; what is said of others is no matter.
+    assert costs[0] == loss_of(maps, [RIGHT, LEFT, MIDDLE]) and costs[1] == costs[2] == costs[3]
+    right = loss_of(maps, [LEFT, RIGHT, MIDDLE], confirmed=(True, True, True))
+    assert right == pytest.approx(loss_of(maps, [LEFT, RIGHT, MIDDLE]), abs=0.03)
+    assert costs[1] - right > 2 * (costs[0] - right)
+
+
 def test_keypoint_loss_bounds_what_a_stray_label_costs() -> None:
     maps = sure_maps([LEFT, RIGHT, MIDDLE], certainty=1 - 1e-9)
     assert loss_of(maps, [LEFT, RIGHT, [1.0, 1.0]], (0, 0, 1)) == pytest.approx(
@@ -693,8 +718,10 @@ def test_keypoint_loss_is_the_cross_entropy_while_nothing_is_known() -> None:
     targets = heatmaps.encode(
         torch.tensor([[LEFT, RIGHT, MIDDLE]]), torch.ones(1, 3, dtype=torch.bool), (16, 16), 1.0
     )
-    loss = keypoint_loss(maps, targets, torch.ones(1, 3), [1, 0, 2])
+    doubted = torch.zeros(1, 3, dtype=torch.bool)
+    loss = keypoint_loss(maps, targets, torch.ones(1, 3), doubted, [1, 0, 2])
     assert loss.item() == pytest.approx(math.log(257), abs=1e-3)
     # What is not known does not count, however wrong.
-    torch.autograd.backward(keypoint_loss(maps, targets, torch.tensor([[1.0, 1.0, 0.0]]), [1, 0, 2]))
+    weights = torch.tensor([[1.0, 1.0, 0.0]])
+    torch.autograd.backward(keypoint_loss(maps, targets, weights, doubted, [1, 0, 2]))
     assert maps.grad is not None and maps.grad[0, 0].abs().sum() > 0 and not maps.grad[0, 2].any()

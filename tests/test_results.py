@@ -25,6 +25,7 @@ TRUTH = PoseSet(
     np.random.default_rng(0).uniform(0, 100, (3, 14, 2)).astype(np.float32),
     np.full((3, 14), 2, np.int8),
     np.ones((3, 14), np.float32),
+    np.zeros((3, 14), np.bool_),
     np.full(3, 1e4, np.float32),
 )
 

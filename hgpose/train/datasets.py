@@ -23,6 +23,8 @@ from hgpose.sources.images import image_size
 #: Share of trust in a joint whose ``keypoint_source`` says that human and teacher disagree.
 _DISPUTED = 0.3
 _SOURCE_WEIGHT = np.array([0.0, 1.0, 1.0, 1.0, _DISPUTED, 1.0], dtype=np.float32)
+#: Sources that a teacher, whose answers on image and mirror agree, stands behind.
+_SOURCE_CONFIRMED = np.array([False, False, True, True, False, True])
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class PoseSet:
         points: ``(M, K, 2)`` float32 image px.
         visibility: ``(M, K)`` int8: 0 not labelled, 1 labelled but occluded, 2 visible.
         weights: ``(M, K)`` float32, trust in each label; 0 exactly where it is not labelled.
+        confirmed: ``(M, K)`` bool, labels whose side needs no doubt: somebody else says the same.
         areas: ``(M,)`` float32 px^2, as object keypoint similarity wants it.
         empty_files: images that show no person.
         head_sizes: ``(M,)`` float32 px, the reference length of PCKh, NaN where unknown; ``None``
@@ -51,6 +54,7 @@ class PoseSet:
     points: NDArray[np.float32]
     visibility: NDArray[np.int8]
     weights: NDArray[np.float32]
+    confirmed: NDArray[np.bool_]
     areas: NDArray[np.float32]
     empty_files: tuple[Path, ...] = ()
     head_sizes: NDArray[np.float32] | None = None
@@ -348,7 +352,8 @@ def load_pose_set(path: Path, folders: Sequence[Path], keypoints: KeypointSet) -
     People without a labelled keypoint of the set, and crowd regions, are left out; a joint that the
     file does not know is not labelled. Who has no box has one around the joints, or is left out with a
     single joint. Images without any annotation are the set's ``empty_files``.
-    An optional ``keypoint_source`` per joint (4: disputed) lowers that joint's weight.
+    An optional ``keypoint_source`` per joint lowers that joint's weight (4: disputed) or frees its side of
+    doubt (2, 3 and 5: given or confirmed by a teacher).
 
     Args:
         path: the JSON file.
@@ -393,7 +398,7 @@ def pose_set_from_coco(document: Any, path: Path, find: ImageFinder, keypoints: 
             names = coco.joints.get(entry["category_id"])
             if names is None or not entry.get("keypoints") or entry.get("iscrowd"):
                 continue
-            table, weights = _keypoint_table(annotation, names, keypoints)
+            table, weights, confirmed = _keypoint_table(annotation, names, keypoints)
             labelled = table[:, 2] > 0
             if not labelled.any():
                 continue
@@ -405,10 +410,10 @@ def pose_set_from_coco(document: Any, path: Path, find: ImageFinder, keypoints: 
             head = annotation.amount("head_size", MAX_PX) or np.nan
             file = coco.file(annotation.image)
             ids = annotation.image.id, annotation.id
-            rows.append((file, *ids, box, table, weights, annotation.area(box), head))
+            rows.append((file, *ids, box, table, weights, confirmed, annotation.area(box), head))
     if not rows:
         raise InputError(f"{path}: no person with keypoints of {keypoints.name} in it")
-    files, image_ids, ids_, boxes, tables, weights_, areas, heads = zip(*rows, strict=True)
+    files, image_ids, ids_, boxes, tables, weights_, confirmed_, areas, heads = zip(*rows, strict=True)
     stacked = np.stack(tables)
     head_sizes = np.array(heads, dtype=np.float32)
     return PoseSet(
@@ -420,6 +425,7 @@ def pose_set_from_coco(document: Any, path: Path, find: ImageFinder, keypoints: 
         np.ascontiguousarray(stacked[..., :2], dtype=np.float32),
         stacked[..., 2].astype(np.int8),
         np.stack(weights_).astype(np.float32),
+        np.stack(confirmed_),
         np.array(areas, dtype=np.float32),
         tuple(coco.file(image) for image in coco.images.values() if image.id not in annotated),
         head_sizes if np.isfinite(head_sizes).any() else None,
@@ -428,18 +434,21 @@ def pose_set_from_coco(document: Any, path: Path, find: ImageFinder, keypoints: 
 
 def _keypoint_table(
     annotation: CocoAnnotation, names: tuple[str, ...], keypoints: KeypointSet
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """One person's x, y, v in the order of the wanted set ``(K, 3)``, and the weights ``(K,)``."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """One person's x, y, v in the order of the wanted set ``(K, 3)``, weights and confirmed ``(K,)``."""
     order = keypoints.order_from(names)
     table = np.where((order >= 0)[:, None], annotation.keypoints(names)[order], 0).astype(np.float32)
     weights = (table[:, 2] > 0).astype(np.float32)
+    confirmed = np.zeros(len(weights), dtype=np.bool_)
     if (source := annotation.entry.get("keypoint_source")) is not None:
         if len(source) != len(names):
             raise InputError(
                 f"{annotation.where} has {len(source)} keypoint sources, its category wants {len(names)}"
             )
-        weights *= np.where(order >= 0, _SOURCE_WEIGHT[np.asarray(source)[order]], 0)
-    return table, weights
+        sources = np.where(order >= 0, np.asarray(source)[order], 0)
+        weights *= _SOURCE_WEIGHT[sources]
+        confirmed = _SOURCE_CONFIRMED[sources]
+    return table, weights, confirmed
 
 
 def load_box_set(path: Path, folders: Sequence[Path]) -> BoxSet:
@@ -498,6 +507,7 @@ def concatenate(sets: Sequence[PoseSet]) -> PoseSet:
         np.concatenate([s.points for s in sets]),
         np.concatenate([s.visibility for s in sets]),
         np.concatenate([s.weights for s in sets]),
+        np.concatenate([s.confirmed for s in sets]),
         np.concatenate([s.areas for s in sets]),
         sum((s.empty_files for s in sets), ()),
         None if all(s.head_sizes is None for s in sets) else np.concatenate(heads),

@@ -40,7 +40,7 @@ class PoseDataset(Samples):
     an uninterrupted one would.
 
     Each item has ``image`` ``(3, S, S)`` uint8 RGB, ``points`` ``(K, 2)`` float32 heatmap px,
-    ``present`` ``(K,)`` bool and ``weights`` ``(K,)`` float32 (0 where nothing is known).
+    ``present`` and ``confirmed`` ``(K,)`` bool, and ``weights`` ``(K,)`` float32 (0 where nothing is known).
     """
 
     def __init__(
@@ -69,22 +69,23 @@ class PoseDataset(Samples):
         if rng.random() < self.empty_share:
             image, weights = self._background(rng), np.ones(len(self.flip_order), dtype=np.float32)
             points = np.zeros((len(weights), 2))
-            present = np.zeros(len(weights), dtype=np.bool_)
+            present = confirmed = np.zeros(len(weights), dtype=np.bool_)
         else:
-            image, points, present, weights = self._person(i, rng)
+            image, points, present, weights, confirmed = self._person(i, rng)
         image = random_look(image, self.aug, rng)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "points": torch.from_numpy(crop_to_heatmap(points).astype(np.float32)),
             "present": torch.from_numpy(present),
             "weights": torch.from_numpy(weights),
+            "confirmed": torch.from_numpy(confirmed),
         }
 
     def _person(self, i: int, rng: np.random.Generator) -> tuple[Any, ...]:
         points = self.cache.to_window(i, self.people.points[i])
         corners = self.cache.to_window(i, self.people.boxes[i].reshape(2, 2))
         labelled = self.people.visibility[i] > 0
-        weights = self.people.weights[i]
+        weights, confirmed = self.people.weights[i], self.people.confirmed[i]
         transform = CropTransform.from_box(corners.reshape(4), self.size_px, self.padding)
         transform = random_crop(transform, points[labelled], self.aug, rng)
         if len(self.empty) and rng.random() < self.aug.background:
@@ -94,9 +95,11 @@ class PoseDataset(Samples):
         image = transform.warp(self.cache.image(i), onto=canvas)
         seen = transform.to_crop(points)
         if transform.mirror:
-            seen, labelled, weights = (a[self.flip_order] for a in (seen, labelled, weights))
+            seen, labelled, weights, confirmed = (
+                a[self.flip_order] for a in (seen, labelled, weights, confirmed)
+            )
         present = labelled & ((seen > -0.5) & (seen < self.size_px - 0.5)).all(-1)
-        return image, seen, present, weights
+        return image, seen, present, weights, confirmed
 
     def _background(self, rng: np.random.Generator) -> Any:
         image = self.empty.image(int(rng.integers(len(self.empty))))
@@ -118,19 +121,23 @@ def person_windows(people: PoseSet, size_px: int) -> list[Window]:
     return windows
 
 
-def keypoint_loss(maps: Tensor, targets: Tensor, weights: Tensor, flip_order: list[int]) -> Tensor:
+def keypoint_loss(
+    maps: Tensor, targets: Tensor, weights: Tensor, confirmed: Tensor, flip_order: list[int]
+) -> Tensor:
     """Cross-entropy between raw maps and targets of which some are wrong.
 
     A crowd's labels swap sides, and some miss the body. So a label's likelihood is that of a mixture: it is
     right, or both labels of a pair stand for the other side, or it says nothing of where the joint is. While
     the network knows little this is the cross-entropy; once it is sure of the opposite, the label is
     doubted. (Patrini et al. 2017, "Making Deep Neural Networks Robust to Label Noise", section 4.1,
-    correct a loss forward by such a model of the noise.)
+    correct a loss forward by such a model of the noise.) Sides of a pair of which a label is confirmed are
+    not doubted: from people seen from behind, whom a network likes to take for facing it, it must learn.
 
     Args:
         maps: ``(N, K, h, w)`` raw maps.
         targets: ``(N, K, h, w)`` from :func:`hgpose.heatmaps.encode`.
         weights: ``(N, K)``, 0 where nothing is known of the joint.
+        confirmed: ``(N, K)`` bool, where the label's side is beyond doubt.
         flip_order: of each keypoint its other side, or itself.
 
     Returns:
@@ -147,7 +154,7 @@ def keypoint_loss(maps: Tensor, targets: Tensor, weights: Tensor, flip_order: li
     mixed = torch.logaddexp(pair + math.log1p(-_SWAPPED), swapped + math.log(_SWAPPED)) / 2
     paired = torch.tensor([i != k for k, i in enumerate(flip_order)], device=maps.device)
     both = paired & (weights > 0) & (weights[:, flip_order] > 0)
-    loss = -torch.where(both, mixed, own)
+    loss = -torch.where(both & ~(confirmed | confirmed[:, flip_order]), mixed, own)
     return (loss * weights).sum() / weights.sum().clamp_min(1.0)
 
 
@@ -218,7 +225,10 @@ class PoseTask:
     def data(self) -> tuple[str, str]:
         """Checksums of the people to learn from and of those to choose on."""
         learnt, chosen = (
-            checksum(people.files, (people.points, people.visibility, people.weights, people.boxes))
+            checksum(
+                people.files,
+                (people.points, people.visibility, people.weights, people.confirmed, people.boxes),
+            )
             for people in (self.dataset.people, self.validation)
         )
         return learnt, chosen
@@ -229,7 +239,8 @@ class PoseTask:
         size = outputs[0].shape[-2:]
         targets = heatmaps.encode(batch["points"], batch["present"], size, SIGMA_CELLS)
         order = self.dataset.flip_order
-        losses = [keypoint_loss(maps, targets, batch["weights"], order) for maps in outputs]
+        known = batch["weights"], batch["confirmed"]
+        losses = [keypoint_loss(maps, targets, *known, order) for maps in outputs]
         return torch.stack(losses).mean()
 
     def validate(self, model: nn.Module, device: torch.device, half: bool) -> dict[str, float]:
