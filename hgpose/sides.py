@@ -148,7 +148,7 @@ class SideVotes:
         if self._looks:
             last = self._looks[-1]
             if number - last.number <= SWAP_FRAMES and time_s - last.time_s <= _SWAP_S:
-                turned = last.turned ^ self._changed_places(last.across, across, size_px)
+                turned = self._follow_on(time_s, across, size_px)
             else:
                 # They may have turned round unseen; the network is as right as it mostly was.
                 ways = [look.turned for look in self._looks if look.clear]
@@ -170,10 +170,29 @@ class SideVotes:
         own = next((look.turned for look in reversed(self._looks) if look.number <= number), ways[0])
         return 2 * ways.count(own) < len(ways)
 
-    def _changed_places(self, was: NDArray[np.floating], now: NDArray[np.floating], size_px: float) -> bool:
+    def _follow_on(self, time_s: float, across: NDArray[np.floating], size_px: float) -> bool:
+        """Whether the next frame, which follows on the last look, has them turned."""
         least = max(_ACROSS * size_px, _WIDE * max(float(np.linalg.norm(s.across)) for s in self._looks))
-        mirrored = np.linalg.norm(now + was) < np.linalg.norm(now - was) / 2
-        return bool(mirrored and min(np.linalg.norm(was), np.linalg.norm(now)) > least)
+        last = self._looks[-1]
+        if not _mirrored(last.across, across, least):
+            return last.turned
+        # Where the exchange began they may have been too narrow to tell that; it is over all the same.
+        for i in range(len(self._looks) - 2, -1, -1):
+            look = self._looks[i]
+            if time_s - look.time_s > _SWAP_S:
+                break
+            if look.turned == last.turned and _mirrored(look.across, -across, least):
+                for k in range(i + 1, len(self._looks)):
+                    between = self._looks[k]
+                    self._looks[k] = between._replace(turned=not between.turned)
+                return look.turned
+        return not last.turned
+
+
+def _mirrored(was: NDArray[np.floating], now: NDArray[np.floating], least: float) -> bool:
+    """Whether what reaches across is as in a mirror, and at least so wide on both frames, px."""
+    alike = np.linalg.norm(now + was) < np.linalg.norm(now - was) / 2
+    return bool(alike and min(np.linalg.norm(was), np.linalg.norm(now)) > least)
 
 
 def swapped_sides(
