@@ -108,7 +108,7 @@ class _Job:
 
 
 def process_batch(
-    inputs: Sequence[str],
+    inputs: str | Sequence[str],
     out: str | Path,
     how: EstimatorOptions | None = None,
     what: VideoOptions | None = None,
@@ -123,7 +123,7 @@ def process_batch(
     many workers there are.
 
     Args:
-        inputs: folders, files, glob patterns, text files with an input a line, or URIs of the same.
+        inputs: folders, files, glob patterns, text files with an input a line, or URIs of the same; or one.
         out: folder for the results, or a URI.
         how: how people are found.
         what: what is written. ``overwrite`` replaces files that no batch has written.
@@ -138,6 +138,7 @@ def process_batch(
         WeightsError: weights are missing or damaged.
         OutputError: nothing can be written to ``out``, or another batch is at it.
     """
+    inputs = [inputs] if isinstance(inputs, str) else inputs
     how, what, who = how or EstimatorOptions(), what or VideoOptions(), who or BatchOptions()
     check_kinds(what.save)
     if how.detector.startswith("boxes:"):

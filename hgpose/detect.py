@@ -28,6 +28,9 @@ _FAINT = 0.6
 #: Scores of boxes are float32.
 _MAX_SCORE = float(np.finfo(np.float32).max)
 
+#: The category of people in COCO's detections.
+_PERSON = 1
+
 #: Another person must be so much better than the one chosen before.
 _CHANGE = 1.25
 
@@ -240,7 +243,8 @@ def read_boxes(path: Path) -> GivenBoxes:
 
     Either CSV with the columns ``x1,y1,x2,y2``, optionally ``score``, and ``frame`` (0-based, for a
     video) or ``name`` (an image's path relative to the input folder); ``hgpose``'s own CSV is one such
-    file. Or COCO-style JSON, whose images are matched by ``file_name``.
+    file. Or COCO-style JSON, whose images are matched by ``file_name``, or COCO's list of detections: their
+    ``image_id`` is a frame's number or an image's name, and only those of ``category_id`` 1 are people.
 
     Raises:
         InputError: missing, not such a file, or a box that is none.
@@ -279,7 +283,7 @@ _Row = tuple[str, int | str, tuple[float, float, float, float, float]]
 def _csv_rows(path: Path) -> Iterator[_Row]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, skipinitialspace=True)
             columns = set(reader.fieldnames or ())
             if not {"x1", "y1", "x2", "y2"} <= columns or not columns & {"frame", "name"}:
                 raise InputError(f"{path}: needs the columns x1, y1, x2, y2 and either frame or name")
@@ -299,14 +303,25 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
 def _coco_rows(path: Path) -> Iterator[_Row]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        names = {image["id"]: image["file_name"] for image in document["images"]}
-        for annotation in document["annotations"]:
-            if annotation.get("iscrowd"):
-                continue
-            x, y, w, h, score = (float(v) for v in (*annotation["bbox"], annotation.get("score", 1)))
-            where = f"annotation {annotation.get('id')}"
-            yield where, names[annotation["image_id"]], (x, y, x + w, y + h, score)
+        for where, entry, key in _coco_entries(document):
+            if not isinstance(key, str | int) or isinstance(key, bool):
+                raise ValueError(f"{where} is of {key!r}, no image")
+            x, y, w, h, score = (float(v) for v in (*entry["bbox"], entry.get("score", 1)))
+            yield where, key, (x, y, x + w, y + h, score)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of boxes") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as COCO JSON with boxes ({error!r})") from error
+
+
+def _coco_entries(document: Any) -> Iterator[tuple[str, Mapping[str, Any], int | str]]:
+    """Annotations or detections of people: what each is called in messages, itself, its frame or image."""
+    if isinstance(document, list):
+        for number, entry in enumerate(document):
+            if entry.get("category_id", _PERSON) == _PERSON:
+                yield f"detection {number}", entry, entry["image_id"]
+        return
+    names = {image["id"]: image["file_name"] for image in document["images"]}
+    for entry in document["annotations"]:
+        if not entry.get("iscrowd"):
+            yield f"annotation {entry.get('id')}", entry, names[entry["image_id"]]

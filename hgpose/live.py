@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from hgpose.draw import draw_poses
 from hgpose.errors import OutputError
 from hgpose.estimate import Estimator
 from hgpose.options import CameraOptions, Style, VideoOptions
-from hgpose.pipeline import Summary, run
+from hgpose.pipeline import Summary, on_signals, run
 from hgpose.process import SinksOf, file_sinks
 from hgpose.sinks import Sink
 from hgpose.sources import Source
@@ -231,7 +230,7 @@ def watch_camera(
             preview.url = stack.enter_context(serve(preview, options.host, options.serve))
         preview.no_window = window_problem() if options.window else "it was not asked for"
         window = stack.enter_context(_Window("hgpose")) if preview.no_window is None else None
-        stack.enter_context(_on_signals(source.stop))
+        stack.enter_context(on_signals(source.stop))
         # This thread stays free for the window, which must live in the main one, and for signals:
         # both answer even while the camera hangs.
         worker = stack.enter_context(ThreadPoolExecutor(1, "live"))
@@ -255,20 +254,6 @@ def watch_camera(
                 window = None
         summary = job.result()
     return summary
-
-
-@contextmanager
-def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls ``stop`` on Ctrl-C and SIGTERM; only the main thread may say what these do."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.signal(s, lambda *_: stop()) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # ---- the window ----

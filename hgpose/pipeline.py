@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from hgpose.types import Frame, Poses
 _QUEUE = 8
 #: The same for a camera, where a frame that waits is a frame shown late.
 _LIVE_QUEUE = 1
+#: How long a thread waits for another before it looks whether it shall stop.
+_TICK_S = 0.1
 #: A reader that is stuck for so long, as on a stalled pipe, is left to end by itself.
 _JOIN_TIMEOUT_S = 2.0
 
@@ -43,6 +46,7 @@ class Summary:
         problems: name and reason of each image that could not be read, or of a damaged video.
         warning: what of the options had no use, or ``None``.
         files: that were written.
+        kept: nothing was done, as its files were there already.
         error: why nothing came of it, or ``None``.
     """
 
@@ -59,12 +63,38 @@ class Summary:
     warning: str | None = None
     problems: list[tuple[str, str]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    kept: bool = False
     error: str | None = None
 
 
 @contextmanager
-def _read_ahead(source: Source, opened: ExitStack, batch: int) -> Iterator[Iterator[Frame]]:
-    """Frames read by a thread, so many ahead that a batch can wait.
+def on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls ``stop`` on the first Ctrl-C or SIGTERM; only the main thread may say what these do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(*_: object) -> None:
+        # Who asks again does not want to wait.
+        restore()
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextmanager
+def _read_ahead(
+    source: Source, opened: ExitStack, batch: int, stop: threading.Event
+) -> Iterator[Iterator[Frame]]:
+    """Frames read by a thread, so many ahead that a batch can wait; once ``stop`` is set those that are read.
 
     The thread closes the source, ``opened``, as it alone knows when no read is under way.
     """
@@ -74,7 +104,7 @@ def _read_ahead(source: Source, opened: ExitStack, batch: int) -> Iterator[Itera
     def put(item: Frame | BaseException | None) -> None:
         while not stopped.is_set():
             with suppress(queue.Full):
-                return ready.put(item, timeout=0.1)
+                return ready.put(item, timeout=_TICK_S)
 
     def read() -> None:
         go_second()
@@ -91,7 +121,17 @@ def _read_ahead(source: Source, opened: ExitStack, batch: int) -> Iterator[Itera
         put(end)
 
     def frames() -> Iterator[Frame]:
-        while (item := ready.get()) is not None:
+        while True:
+            if stop.is_set():
+                stopped.set()
+            try:
+                item = ready.get(timeout=_TICK_S)
+            except queue.Empty:
+                if stopped.is_set():
+                    return
+                continue
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -115,6 +155,7 @@ def run(
     live: bool = False,
     report: Callable[[Summary], None] = lambda summary: None,
     chunking: Chunking = AT_ONE_GO,
+    stop: threading.Event | None = None,
 ) -> Summary:
     """Takes every frame of a source through the networks to the sinks.
 
@@ -127,6 +168,7 @@ def run(
         live: the source is a camera: nothing is read ahead, and there are no chunks.
         report: called now and then with what was done so far.
         chunking: where chunks end, which of them are wanted and where they are kept.
+        stop: ends the source where it is once it is set, unless it is live; the files are completed.
 
     Returns:
         The summary; all files are complete.
@@ -150,7 +192,8 @@ def run(
         opened = [stack.enter_context(sink) for sink in sinks(source)]
         summary.files = [str(sink.path) for sink in opened if sink.path is not None]
         if isinstance(follower, ChunkedFollower):
-            results = follower(stack.enter_context(_read_ahead(source, reading, batch)))
+            ahead = _read_ahead(source, reading, batch, stop or threading.Event())
+            results = follower(stack.enter_context(ahead))
         done: queue.Queue[tuple[Frame, Poses] | None] = queue.Queue(_LIVE_QUEUE if live else _QUEUE)
         failed = threading.Event()
         writer_error: list[BaseException] = []
@@ -197,7 +240,8 @@ def run(
             summary.problems = follower.problems
             summary.damage = follower.damage or source.damage
         if not (summary.frames or live or chunking.partial):
-            raise InputError(f"{summary.name}: no frame to process: {summary.damage or 'none was asked for'}")
+            none = "it was stopped before the first came" if stop and stop.is_set() else "none was asked for"
+            raise InputError(f"{summary.name}: no frame to process: {summary.damage or none}")
         if given is not None:
             unread = [name for name, _ in summary.problems]
             try:

@@ -9,6 +9,7 @@ import glob
 import hashlib
 import math
 import os
+import threading
 import traceback
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from hgpose.errors import HgposeError, InputError, OptionsError, notes, told
 from hgpose.estimate import Estimator
 from hgpose.manifest import origin
 from hgpose.options import VideoOptions
-from hgpose.pipeline import Summary, run
+from hgpose.pipeline import Summary, on_signals, run
 from hgpose.places import Place, is_uri, shown
 from hgpose.sinks import SINKS, Run, Sink
 from hgpose.sources import Source
@@ -124,6 +125,8 @@ def process_video(
 ) -> Summary:
     """Finds the people on every frame of a video and writes ``<stem>.mp4``, ``.csv`` and ``.json``.
 
+    Ctrl-C and SIGTERM (in the main thread) end a stream, whose files are completed with what came.
+
     Args:
         video: a file, ``-`` for standard input, or an http, https or rtsp URL.
         out: folder for the results; made if need be.
@@ -144,7 +147,9 @@ def process_video(
         if options.resume:
             raise InputError(f"{shown(name)}: a stream cannot be resumed; leave out --resume")
         sinks = file_sinks(estimator, options, out, output_stem(name))
-        return run_video(video, sinks, estimator, options, Chunking(options.every, options.chunk_s), report)
+        chunking, stop = Chunking(options.every, options.chunk_s), threading.Event()
+        with on_signals(stop.set):
+            return run_video(video, sinks, estimator, options, chunking, report, stop)
     # A name of its own that every file system takes.
     folder = out / f".hgpose-{hashlib.sha256(os.fsencode(output_stem(name))).hexdigest()[:16]}"
     now = origin(estimator.options, options, [name])
@@ -157,6 +162,8 @@ def process_video(
         # Whatever the interrupted run has finished already is written again, and the same.
         options = replace(options, overwrite=True)
     sinks = file_sinks(estimator, options, out, output_stem(name))
+    if options.resume and not store.there and (whole := _finished(video, sinks, options)):
+        return Summary(Path(name).name, files=whole, kept=True)
     # Heatmaps are not kept, so a run with them is never resumed.
     kept = None if estimator.options.heatmaps else store
     chunking = Chunking(options.every, options.chunk_s, kept, pictures="overlay" in options.save)
@@ -177,8 +184,9 @@ def run_video(
     options: VideoOptions,
     chunking: Chunking,
     report: Report = _quiet,
+    stop: threading.Event | None = None,
 ) -> Summary:
-    """:func:`process_video` with sinks and chunks of one's own."""
+    """:func:`process_video` with sinks and chunks of one's own; once ``stop`` is set the video is over."""
     source = VideoSource(video, start_s=options.start_s, end_s=options.end_s, every=options.every)
     return run(
         source,
@@ -188,7 +196,15 @@ def run_video(
         estimator.options.batch,
         report=lambda summary: report(summary, _expected_frames(source.info, options)),
         chunking=chunking,
+        stop=stop,
     )
+
+
+def _finished(video: str | Path, sinks: SinksOf, options: VideoOptions) -> list[str]:
+    """The files that ``sinks`` would write of a video, if all of them are there."""
+    with VideoSource(video, start_s=options.start_s) as source:
+        paths = [sink.path for sink in sinks(source) if sink.path is not None]
+    return [str(path) for path in paths] if all(path.exists() for path in paths) else []
 
 
 def _expected_frames(info: SourceInfo, options: VideoOptions) -> int | None:
@@ -220,7 +236,8 @@ def process_videos(
         try:
             if (other := first_with.setdefault(output_stem(video), video)) != video:
                 raise InputError(
-                    f"{name}: its results would be called as those of {shown(other)}; give it another -o"
+                    f"{name}: its results would be called as those of {shown(other)}; give it another -o, "
+                    "or use hgpose batch, which keeps folders apart"
                 )
             summaries.append(process_video(video, out, estimator, options, report))
         except OptionsError:
@@ -241,7 +258,7 @@ def unexpected(name: str, error: Exception) -> str:
 
 
 def process_images(
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     estimator: Estimator,
     options: VideoOptions | None = None,
@@ -250,7 +267,7 @@ def process_images(
     """Finds the people on images and writes an overlay each, and one ``keypoints.csv`` and ``.json``.
 
     Args:
-        inputs: folders (with all below), files and glob patterns.
+        inputs: a folder (with all below), a file or a glob pattern, or several.
         out, estimator, options, report: as for :func:`process_video`.
 
     Raises:
@@ -259,6 +276,7 @@ def process_images(
         OutputError: a file cannot be written or is there already.
         OptionsError: an unknown kind of file.
     """
+    inputs = [inputs] if isinstance(inputs, str | Path) else inputs
     place = Path(out).resolve()
     # Where ``out`` lies inside an input folder, what an earlier run has left there is no input.
     images = [

@@ -15,16 +15,18 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
@@ -265,6 +267,20 @@ def _serve(link: Connection, setup: Setup) -> None:
             link.send(worker(link.recv()))
 
 
+@contextmanager
+def _nameless_program() -> Iterator[None]:
+    """Hides the program from a process that is spawned, which would else run it as a module.
+
+    A script that calls :func:`hgpose.process_batch` would call it once more in each worker.
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
+
+
 class _Process:
     """A worker's process, and what it is at."""
 
@@ -272,7 +288,8 @@ class _Process:
         context = get_context("spawn")
         self.link, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, setup), daemon=True)
-        self._process.start()
+        with _nameless_program():
+            self._process.start()
         # With only the worker holding it, its death is an end of file.
         other.close()
         self.task: Task | None = None

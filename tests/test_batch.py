@@ -134,6 +134,23 @@ def done(tree: Path, how: EstimatorOptions, tmp_path_factory: pytest.TempPathFac
 # ---- the same by whomever ----
 
 
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_plain_script_can_call_it(how: EstimatorOptions, tmp_path: Path, piped: bool) -> None:
+    write_images(tmp_path / "in", 2)
+    script = (
+        "import hgpose\nprint('run')\n"
+        f"how = hgpose.EstimatorOptions(weights={how.weights!r}, detector='whole-frame', device='cpu')\n"
+        f"print(hgpose.process_batch({str(tmp_path / 'in')!r}, {str(tmp_path / 'out')!r}, how).failures)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "-" if piped else str(tmp_path / "script.py")],
+        input=script if piped else None, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("run\n[]\n", 0), done.stderr
+    assert (tmp_path / "out" / "keypoints.csv").exists()
+
+
 def test_results_lie_as_the_inputs(done: Path) -> None:
     assert set(files(done)) == NAMES
     assert [p.name for p in (done / HIDDEN).iterdir() if p.name not in {"lock", "manifest", "work"}] == []

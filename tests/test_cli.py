@@ -85,6 +85,11 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert "Usage" in done.stdout
 
 
+@pytest.mark.parametrize(("name", "hint"), [("video", "hgpose[openvino]"), ("batch", "hgpose[ray]")])
+def test_help_names_the_extras(name: str, hint: str) -> None:
+    assert hint in " ".join(CliRunner().invoke(app, [name, "--help"], terminal_width=200).stdout.split())
+
+
 WRONG = [
     (["--save", "csv,xlsx"], "xlsx: unknown; known: overlay, csv, "),
     (["--save", ""], "known: overlay"),
@@ -393,16 +398,12 @@ def test_told_to_end_it_does_at_once_and_leaves_nothing_half_written(
     number: signal.Signals, exit_code: int, weights: Path, tmp_path: Path
 ) -> None:
     first = write_clip(tmp_path / "first.mp4", frames=2)
-    stream = write_clip(tmp_path / "stream.mkv", frames=30).read_bytes()
+    long = write_clip(tmp_path / "long.mp4", frames=3000)
     out = tmp_path / "out"
-    # A stream that stalls: the reader is stuck when the signal comes.
     with subprocess.Popen(
-        command(weights, str(first), "-", "-o", str(out)),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None and process.stderr is not None
-        process.stdin.write(stream[: len(stream) * 3 // 4])
-        process.stdin.flush()
+        command(weights, str(first), str(long), "-o", str(out)), stderr=subprocess.PIPE, text=False
+    ) as process:
+        assert process.stderr is not None
         deadline = time.monotonic() + PATIENCE_S
         while len(files(out)) < 6:
             assert process.poll() is None and time.monotonic() < deadline
@@ -418,6 +419,35 @@ def test_told_to_end_it_does_at_once_and_leaves_nothing_half_written(
     # What was done before is whole; of the rest there is nothing, not even under a temporary name.
     assert files(out) == {"first.mp4", "first.csv", "first.json"}
     assert json.loads((out / "first.json").read_text())["source"]["frames"] == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_end_a_stream_it_keeps_what_came(
+    number: signal.Signals, weights: Path, tmp_path: Path
+) -> None:
+    stream = write_clip(tmp_path / "stream.mkv", frames=90).read_bytes()
+    out = tmp_path / "out"
+    # A stream that stalls: the reader is stuck when the signal comes.
+    with subprocess.Popen(
+        command(weights, "-", "-o", str(out)), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(stream[: len(stream) * 3 // 4])
+        process.stdin.flush()
+        deadline = time.monotonic() + PATIENCE_S
+        while len(files(out)) < 3:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        # Until what was sent is done with.
+        time.sleep(1)
+        process.send_signal(number)
+        code = process.wait(PATIENCE_S)
+        said = process.stderr.read().decode()
+    assert code == 0, said
+    assert files(out) == {"stdin.mp4", "stdin.csv", "stdin.json"}
+    frames = json.loads((out / "stdin.json").read_text())["source"]["frames"]
+    assert 30 < frames < 90 and len((out / "stdin.csv").read_text().splitlines()) >= frames
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -194,6 +194,23 @@ def test_coco_json(tmp_path: Path) -> None:
     assert given([frame(0, "a b.png")])[0].scores.tolist() == [0.5]
 
 
+def test_a_list_of_coco_detections(tmp_path: Path) -> None:
+    detection = {"bbox": [1, 2, 29, 38], "score": 0.5}
+    of = [
+        {"image_id": 3, "category_id": 1},
+        {"image_id": "a/b.png"},
+        {"image_id": 3, "category_id": 18},
+    ]
+    given = read_boxes(write(tmp_path / "b.json", json.dumps([detection | other for other in of])))
+    assert boxes_of(given, 3) == boxes_of(given, 0, "a/b.png") == [[1, 2, 30, 40]]
+    assert given([frame(3)])[0].scores.tolist() == [0.5]
+
+
+def test_blanks_after_commas(tmp_path: Path) -> None:
+    given = read_boxes(write(tmp_path / "b.csv", "frame, x1, y1, x2, y2\n3, 1, 2, 30, 40\n"))
+    assert boxes_of(given, 3) == [[1, 2, 30, 40]]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -214,7 +231,11 @@ def test_coco_json(tmp_path: Path) -> None:
         ("b.csv", "frame,x1,y1,x2,y2\n0,1,2\n", "cannot be read as CSV"),
         ("b.csv", "name,x1,y1,x2,y2\n,1,2,3,4\n", "cannot be read as CSV"),
         ("b.json", "", "cannot be read as COCO JSON"),
-        ("b.json", "[]", "cannot be read as COCO JSON"),
+        ("b.json", "[]", "no boxes in it"),
+        ("b.json", "[3]", "cannot be read as COCO JSON"),
+        ("b.json", '[{"bbox": [1, 2, 3, 4]}]', "image_id"),
+        ("b.json", '[{"image_id": [7], "bbox": [1, 2, 3, 4]}]', r"detection 0 is of \[7\], no image"),
+        ("b.json", '[{"image_id": 7, "bbox": [1, 2, 0, 4]}]', "detection 0: not a box"),
         ("b.json", "[" * 100_000, "cannot be read as COCO JSON"),
         ("b.json", '{"images": [], "annotations": [null]}', "cannot be read as COCO JSON"),
         ("b.json", '{"images": []}', "annotations"),

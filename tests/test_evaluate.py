@@ -382,10 +382,18 @@ def test_heads_are_measured_though_the_results_have_none(
     assert result.exit_code == 0, result.output
     scored = json.loads(result.stdout)
     per_joint = scored["pckh@0.5"]["per_joint"]
+    assert (scored["people"], scored["people_without_result"]) == (2, 0)
     # Joints that the results cannot have are not held against them.
     assert list(per_joint) == list(COCO17.names) == list(scored["pck@0.2"]["per_joint"])
     assert per_joint["nose"] == 0 and scored["pck@0.2"]["per_joint"]["nose"] == 100
     assert sorted(file.name.split("_")[1] for file in worst.iterdir()) == ["0", "0"]
+
+
+def test_people_without_a_result_are_counted(lsp_results: tuple[Path, Path, Path]) -> None:
+    truth, folder, results = lsp_results
+    results.write_text(json.dumps(json.loads(results.read_text())[:1]))
+    result = run(truth, "--images", folder, "--results", results, "--json")
+    assert json.loads(result.stdout)["people_without_result"] == 1
 
 
 def test_what_cannot_be_scored_is_null(lsp_results: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -724,8 +724,16 @@ def test_after_a_failure_what_nobody_can_resume_is_not_kept(
 def test_with_nothing_to_resume_files_are_safe(tmp_path: Path, following: Estimator) -> None:
     clip = write_clip(tmp_path / "clip.mp4", frames=5)
     process_video(clip, tmp_path / "out", following, RESUMABLE)
+    before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in files(tmp_path / "out")}
+    # As of several videos those that were finished.
+    resumed = process_video(clip, tmp_path / "out", following, replace(RESUMABLE, resume=True))
+    assert resumed.kept and resumed.frames == 0
+    assert {str(tmp_path / "out" / name) for name in before} == set(resumed.files)
+    (tmp_path / "out" / "clip.csv").unlink()
     with pytest.raises(OutputError, match="already exists"):
         process_video(clip, tmp_path / "out", following, replace(RESUMABLE, resume=True))
+    del before["clip.csv"]
+    assert before == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in files(tmp_path / "out")}
 
 
 def test_streams_and_heatmaps_are_not_resumed(tmp_path: Path, following: Estimator) -> None:

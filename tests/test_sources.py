@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -267,6 +268,27 @@ def test_video_range_keeps_index_and_time(
     assert [(f.index, f.time_s) for f in part] == [(f.index, f.time_s) for f in wanted]
     assert all(np.array_equal(a.image, b.image) for a, b in zip(part, wanted, strict=True))
     assert source.damage is None
+
+
+def test_a_recorder_s_later_piece_is_whole(tmp_path: Path) -> None:
+    # Recorders cut a stream into files that keep the stream's time.
+    whole = write_clip(tmp_path / "whole.mkv", frames=200)
+    with (
+        av.open(str(whole)) as read_from,
+        av.open(str(tmp_path / "%d.mkv"), "w", "segment", {"segment_time": "3"}) as pieces,
+    ):
+        stream = read_from.streams.video[0]
+        piece = pieces.add_stream_from_template(stream)
+        for packet in read_from.demux(stream):
+            if packet.dts is not None:
+                packet.stream = piece
+                pieces.mux(packet)
+    frames, source = read(VideoSource(tmp_path / "1.mkv"))
+    assert frames[0].time_s > 2.5 and len(frames) > 50
+    assert source.damage is None
+    (tmp_path / "cut.mkv").write_bytes((tmp_path / "1.mkv").read_bytes()[:-6000])
+    _, source = read(VideoSource(tmp_path / "cut.mkv"))
+    assert source.damage is not None and "cut short" in source.damage
 
 
 @pytest.mark.parametrize(
@@ -644,6 +666,20 @@ def test_find_images(album: Path) -> None:
     assert names(album / "notes.txt") == ["notes.txt"], "what is given by name is tried"
     assert names(album, album / "img2.PNG") == everything, "a file reached twice counts once"
     assert [path for path, _ in find_images([album])][3] == album / "img2.PNG"
+
+
+@pytest.mark.parametrize("suffix", ["avif", "jfif", "jp2", "heic"])
+def test_phones_photographs_in_a_folder_are_read_or_named(suffix: str, tmp_path: Path) -> None:
+    whole = Image.fromarray(picture(3, 64, 48))
+    kinds = {"avif": "AVIF", "jfif": "JPEG", "jp2": "JPEG2000"}
+    if suffix in kinds:
+        whole.save(tmp_path / f"IMG_1.{suffix}", kinds[suffix])
+    else:
+        (tmp_path / f"IMG_1.{suffix}").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400))
+    with ImageSource(find_images([tmp_path])) as source:
+        frames = list(source)
+    assert len(frames) == (suffix in kinds)
+    assert suffix in kinds or re.search(r"IMG_1\.heic: .*\(HEIC\); convert it to JPEG", str(source.damage))
 
 
 def test_find_images_bad_input(album: Path) -> None:

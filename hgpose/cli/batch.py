@@ -60,7 +60,7 @@ def batch(
         typer.Option("--workers", help="Processes at work.", show_default="one a GPU, else one a core"),
     ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", help="local, or ray (pip install 'hgpose[ray]').")
+        str, typer.Option("--engine", help=r"local, or ray (pip install 'hgpose\[ray]').")
     ] = _B.engine,
     address: Annotated[
         str | None,

@@ -81,7 +81,7 @@ Half = Annotated[
 ]
 Backend = Annotated[
     str,
-    typer.Option("--backend", help="torch; faster on a CPU: onnx (pip install 'hgpose[onnx]'), openvino."),
+    typer.Option("--backend", help=r"torch, onnx or openvino (pip install 'hgpose\[openvino]')."),
 ]
 Threshold = Annotated[float, typer.Option("--threshold", help="Keypoints that score lower are not drawn.")]
 LineWidth = Annotated[
@@ -92,7 +92,7 @@ Heatmaps = Annotated[bool, typer.Option("--heatmaps", help="Draw the probability
 Boxes = Annotated[bool, typer.Option("--boxes/--no-boxes", help="Draw each person's box.")]
 Labels = Annotated[bool, typer.Option("--labels", help="Write each person's id and score.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where a run of the same video was interrupted.")
+    bool, typer.Option("--resume", help="Go on where a run of the same videos was interrupted.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of an earlier run.")]
 
@@ -259,6 +259,9 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
         if s.error is not None:
             table.add_row(name, *("",) * 5, Text("failed", "bold red"))
             continue
+        if s.kept:
+            table.add_row(name, *("",) * 5, Text("there already"))
+            continue
         numbers = (
             s.frames,
             s.frames_with_people,
@@ -269,7 +272,7 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
         state = Text("ok") if s.damage is None else Text("damaged", "bold yellow")
         table.add_row(name, *map(str, numbers), state)
     console.print(table)
-    for file in (file for s in summaries for file in s.files):
+    for file in (file for s in summaries if not s.kept for file in s.files):
         console.print(Text(f"wrote {printable(file)}"), soft_wrap=True)
     if sides := sum(s.sides_corrected for s in summaries):
         console.print(f"left and right were exchanged, and put right, in {sides} poses", highlight=False)

@@ -17,8 +17,12 @@ from PIL import ExifTags, Image, ImageOps
 from hgpose.errors import InputError
 from hgpose.types import Frame, SourceInfo
 
+#: Photographs that Pillow cannot read, which are named all the same, not passed over.
+_HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 #: What counts as an image inside a folder. A file given by name is tried whatever its suffix.
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = _HEIF_SUFFIXES | {
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+}
 _GLOB = re.compile(r"[*?\[]")
 #: EXIF orientations that exchange width and height.
 _LYING = (5, 6, 7, 8)
@@ -69,8 +73,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:
             raise InputError(f"{path}: refused, too many pixels; scale it down first ({error})") from error
         except OSError as error:
-            what = error.strerror or "not an image, or damaged"
-            raise InputError(f"{path}: cannot be read ({what}); check or replace it") from error
+            heif = path.suffix.lower() in _HEIF_SUFFIXES and not error.strerror
+            what = error.strerror or ("HEIC" if heif else "not an image, or damaged")
+            todo = "convert it to JPEG" if heif else "check or replace it"
+            raise InputError(f"{path}: cannot be read ({what}); {todo}") from error
         # Pillow's decoders answer damaged data with nearly any exception.
         except Exception as error:
             raise InputError(f"{path}: damaged or of an unknown kind ({error}); replace it") from error

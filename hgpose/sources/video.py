@@ -299,7 +299,9 @@ class VideoSource:
                 yield from stream.decode(None)
         entries = len(stream.index_entries)
         indexed = stream.index_entries[entries - 1].timestamp if entries else None
-        missing_s = ((container.start_time or 0) + (container.duration or 0)) / av.time_base - reached_s
+        # Where a Matroska file begins late its duration may count from 0 all the same.
+        begins = 0 if "matroska" in container.format.name else container.start_time or 0
+        missing_s = (begins + (container.duration or 0)) / av.time_base - reached_s
         cut = (
             indexed is not None and last_dts is not None and indexed > last_dts
         ) or missing_s > _DURATION_SLACK_S
@@ -352,6 +354,8 @@ class VideoSource:
 
 
 def _why_not(location: str, error: Exception) -> str:
+    if isinstance(error, IsADirectoryError):
+        return f"{location}: is a folder; hgpose batch takes folders"
     why = _reason(error)
     return f"{location}: cannot be opened as a video ({why}); check the name and that it plays in a player"
 

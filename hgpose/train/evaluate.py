@@ -258,7 +258,8 @@ def pose_scores(
         images: of the COCO file the people come from, for COCO's own average precision.
 
     Returns:
-        ``people``; ``pck@0.2`` and, where a head is labelled, ``pckh@0.5``, each with ``mean`` (over
+        ``people``; of ``results``, ``people_without_result``;
+        ``pck@0.2`` and, where a head is labelled, ``pckh@0.5``, each with ``mean`` (over
         joints), ``weighted_mean`` (over labels), ``limbs`` (mean over shoulders to wrists and hips to
         ankles) and ``per_joint``, percent, PCKh as published without pelvis and thorax; ``head``, what
         PCKh measures by; ``AP``,
@@ -268,6 +269,8 @@ def pose_scores(
     judged_people = _judged(people, results)
     labelled = judged_people.visibility > 0
     scored: dict[str, Any] = {"people": len(people)}
+    if results is not None:
+        scored["people_without_result"] = int(np.isnan(points).all(axis=(1, 2)).sum())
     # MPII's evaluation leaves out the two joints whose place the annotators could only guess.
     published = labelled & ~np.isin(people.names, ("pelvis", "thorax"))
     for name, judged_labels, reference, alpha in (
