@@ -46,7 +46,7 @@ IMAGES = 64
 _OVERLAP_S, _OVERLAP_FRAMES = 1.0, 20
 #: No container's frame rate above this is believed.
 _MOST_FPS = 240.0
-_ORIGIN, _CHUNK = "origin.json", re.compile(r"chunk-(\d+)\.npz")
+_ORIGIN, _FINISHED, _CHUNK = "origin.json", "finished", re.compile(r"chunk-(\d+)\.npz")
 #: People whose boxes overlap on the frames that two chunks share by this on average are the same.
 _SAME = 0.5
 
@@ -196,6 +196,7 @@ class ChunkStore:
     Attributes:
         changed: what is not as it was when those in store were computed, in words; empty if all is.
         there: whether any are in store that came from the same.
+        finished: whether the results of the same are, for which nothing is in store any more.
     """
 
     def __init__(self, place: Place, keypoint_set: KeypointSet, now: Origin) -> None:
@@ -205,10 +206,11 @@ class ChunkStore:
         self.changed = "" if before is None else differences(before, now)
         self._names = names if before is not None and not self.changed else set()
         self._begun = self.there = bool(self._names)
+        self.finished = _FINISHED in self._names
 
     def forget(self) -> None:
         """Begins anew."""
-        self._names, self._begun, self.there = set(), False, False
+        self._names, self._begun, self.there, self.finished = set(), False, False, False
 
     def begin(self) -> None:
         """Makes room for chunks, unless there are some that came from the same."""
@@ -245,8 +247,14 @@ class ChunkStore:
             self._place.remove()
         return False
 
+    def finish(self) -> None:
+        """Puts in the chunks' place that their results are written."""
+        self._place.remove()
+        self._place.write(_ORIGIN, json.dumps(self._now).encode())
+        self._place.write(_FINISHED, b"")
+
     def remove(self) -> None:
-        """Removes all chunks."""
+        """Removes all that is in store."""
         self._place.remove()
 
     @staticmethod

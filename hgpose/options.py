@@ -207,7 +207,7 @@ class VideoOptions:
         detect_every: of people who are followed, look anew on every n-th frame taken at least; between,
             each person is looked for where it should be by now.
         overwrite: replace files of an earlier run.
-        resume: go on where an earlier run of the same video was interrupted; finished files are left.
+        resume: go on where an earlier run of the same videos was interrupted; those finished are left.
         chunk_s: length of the chunks that are resumed or shared out as a whole, seconds of video.
         style: how overlays are drawn.
     """

@@ -46,7 +46,7 @@ class Summary:
         problems: name and reason of each image that could not be read, or of a damaged video.
         warning: what of the options had no use, or ``None``.
         files: that were written.
-        kept: nothing was done, as its files were there already.
+        kept: nothing was done, as the run that is resumed had finished it.
         error: why nothing came of it, or ``None``.
     """
 

@@ -12,7 +12,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -140,7 +140,32 @@ def process_video(
         OutputError: a file cannot be written or is there already.
         OptionsError: an unknown kind of file.
     """
-    options, out, name = options or VideoOptions(), Path(out), str(video)
+    return _process_video(video, Path(out), estimator, options or VideoOptions(), report, None)
+
+
+@dataclass
+class _Course:
+    """How far a run over several videos is, for ``--resume``.
+
+    Attributes:
+        finished: of each finished video the store that says so.
+        begun: whether chunks of an unfinished one are kept.
+    """
+
+    finished: list[ChunkStore] = field(default_factory=list)
+    begun: bool = False
+
+
+def _process_video(
+    video: str | Path,
+    out: Path,
+    estimator: Estimator,
+    options: VideoOptions,
+    report: Report,
+    course: _Course | None,
+) -> Summary:
+    """:func:`process_video` as one of several, or by itself."""
+    name = str(video)
     if options.resume and estimator.options.heatmaps:
         raise OptionsError("--resume: heatmaps are not kept; leave out --heatmaps or --resume")
     if name == "-" or (isinstance(video, str) and is_uri(video)):
@@ -162,8 +187,11 @@ def process_video(
         # Whatever the interrupted run has finished already is written again, and the same.
         options = replace(options, overwrite=True)
     sinks = file_sinks(estimator, options, out, output_stem(name))
-    if options.resume and not store.there and (whole := _finished(video, sinks, options)):
-        return Summary(Path(name).name, files=whole, kept=True)
+    if store.finished:
+        if course is not None and (files := _there(video, sinks, options)):
+            course.finished.append(store)
+            return Summary(Path(name).name, files=files, kept=True)
+        store.forget()
     # Heatmaps are not kept, so a run with them is never resumed.
     kept = None if estimator.options.heatmaps else store
     chunking = Chunking(options.every, options.chunk_s, kept, pictures="overlay" in options.save)
@@ -171,9 +199,15 @@ def process_video(
         summary = run_video(video, sinks, estimator, options, chunking, report)
     except BaseException as error:
         if store.tidy():
+            if course is not None:
+                course.begun = True
             error.add_note(f"what was done of {name} is kept in {folder}: --resume goes on from there")
         raise
-    store.remove()
+    if course is None or kept is None:
+        store.remove()
+    else:
+        store.finish()
+        course.finished.append(store)
     return summary
 
 
@@ -200,7 +234,7 @@ def run_video(
     )
 
 
-def _finished(video: str | Path, sinks: SinksOf, options: VideoOptions) -> list[str]:
+def _there(video: str | Path, sinks: SinksOf, options: VideoOptions) -> list[str]:
     """The files that ``sinks`` would write of a video, if all of them are there."""
     with VideoSource(video, start_s=options.start_s) as source:
         paths = [sink.path for sink in sinks(source) if sink.path is not None]
@@ -230,6 +264,29 @@ def process_videos(
         OptionsError: an unknown kind of file.
     """
     summaries: list[Summary] = []
+    course = _Course()
+    try:
+        _process_videos(videos, Path(out), estimator, options or VideoOptions(), report, summaries, course)
+    except BaseException as error:
+        if course.finished:
+            error.add_note("videos that are finished are left as they are by --resume")
+        raise
+    if not course.begun:
+        for store in course.finished:
+            store.remove()
+    return summaries
+
+
+def _process_videos(
+    videos: Sequence[str],
+    out: Path,
+    estimator: Estimator,
+    options: VideoOptions,
+    report: Report,
+    summaries: list[Summary],
+    course: _Course,
+) -> None:
+    """:func:`process_videos`, adding to ``summaries`` and ``course``."""
     first_with: dict[str, str] = {}
     for video in videos:
         name = shown(video)
@@ -239,7 +296,7 @@ def process_videos(
                     f"{name}: its results would be called as those of {shown(other)}; give it another -o, "
                     "or use hgpose batch, which keeps folders apart"
                 )
-            summaries.append(process_video(video, out, estimator, options, report))
+            summaries.append(_process_video(video, out, estimator, options, report, course))
         except OptionsError:
             raise
         except HgposeError as error:
@@ -247,7 +304,6 @@ def process_videos(
         # Whatever a decoder or a GPU answers one video with, the others shall be done.
         except Exception as error:
             summaries.append(Summary(name, error=unexpected(name, error)))
-    return summaries
 
 
 def unexpected(name: str, error: Exception) -> str:

@@ -724,16 +724,55 @@ def test_after_a_failure_what_nobody_can_resume_is_not_kept(
 def test_with_nothing_to_resume_files_are_safe(tmp_path: Path, following: Estimator) -> None:
     clip = write_clip(tmp_path / "clip.mp4", frames=5)
     process_video(clip, tmp_path / "out", following, RESUMABLE)
-    before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in files(tmp_path / "out")}
-    # As of several videos those that were finished.
-    resumed = process_video(clip, tmp_path / "out", following, replace(RESUMABLE, resume=True))
-    assert resumed.kept and resumed.frames == 0
-    assert {str(tmp_path / "out" / name) for name in before} == set(resumed.files)
-    (tmp_path / "out" / "clip.csv").unlink()
     with pytest.raises(OutputError, match="already exists"):
         process_video(clip, tmp_path / "out", following, replace(RESUMABLE, resume=True))
-    del before["clip.csv"]
-    assert before == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in files(tmp_path / "out")}
+    (again,) = process_videos([str(clip)], tmp_path / "out", following, replace(RESUMABLE, resume=True))
+    assert again.error is not None and "already exists" in again.error
+
+
+def interrupted_second_of_three(folder: Path, estimator: Estimator) -> list[str]:
+    """Three clips and results in ``out`` of which the first is whole, and of the second a chunk is kept."""
+    clips = [str(write_clip(folder / f"{name}.mp4", frames=150)) for name in "abc"]
+
+    def report(summary: Summary, frame_count: int | None) -> None:
+        if summary.name == "b.mp4" and summary.frames >= 70:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        process_videos(clips, folder / "out", estimator, RESUMABLE, report)
+    assert any("finished are left" in note for note in raised.value.__notes__)
+    return clips
+
+
+def test_of_several_videos_the_finished_are_left(tmp_path: Path, following: Estimator) -> None:
+    clips, out = interrupted_second_of_three(tmp_path, following), tmp_path / "out"
+    first = (out / "a.csv").stat().st_mtime_ns
+    resumed = process_videos(clips, out, following, replace(RESUMABLE, resume=True))
+    assert [(s.error, s.kept, s.frames) for s in resumed] == [
+        (None, True, 0), (None, False, 150), (None, False, 150),
+    ]  # fmt: skip
+    assert set(resumed[0].files) == {str(out / f"a.{suffix}") for suffix in ("mp4", "csv", "json")}
+    assert (out / "a.csv").stat().st_mtime_ns == first
+    assert files(out) == {f"{name}.{suffix}" for name in "abc" for suffix in ("mp4", "csv", "json")}
+
+
+def test_of_several_videos_another_is_not_taken_for_a_finished_one(
+    tmp_path: Path, following: Estimator
+) -> None:
+    clips, out = interrupted_second_of_three(tmp_path, following), tmp_path / "out"
+    whole = (out / "a.csv").read_bytes()
+    resume = replace(RESUMABLE, resume=True)
+    other = process_videos(clips[:2], out, following, replace(resume, every=2))
+    assert ["every was 1, is 2" in str(s.error) for s in other] == [True, True]
+    (out / "a.csv").unlink()
+    # What is gone is made again.
+    (tmp_path / "c.mp4").unlink()
+    again = process_videos(clips, out, following, resume)
+    assert [s.frames for s in again] == [150, 150, 0] and again[2].error is not None
+    assert (out / "a.csv").read_bytes() == whole
+    write_clip(tmp_path / "a.mp4", frames=151)
+    (another,) = process_videos(clips[:1], out, following, resume)
+    assert another.error is not None and "already exists" in another.error
 
 
 def test_streams_and_heatmaps_are_not_resumed(tmp_path: Path, following: Estimator) -> None:

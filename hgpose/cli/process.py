@@ -260,7 +260,7 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
             table.add_row(name, *("",) * 5, Text("failed", "bold red"))
             continue
         if s.kept:
-            table.add_row(name, *("",) * 5, Text("there already"))
+            table.add_row(name, *("",) * 5, Text("done before"))
             continue
         numbers = (
             s.frames,
