@@ -243,7 +243,8 @@ def read_boxes(path: Path) -> GivenBoxes:
 
     Either CSV with the columns ``x1,y1,x2,y2``, optionally ``score``, and ``frame`` (0-based, for a
     video) or ``name`` (an image's path relative to the input folder); ``hgpose``'s own CSV is one such
-    file. Or COCO-style JSON, whose images are matched by ``file_name``, or COCO's list of detections: their
+    file. Or COCO-style JSON, whose images are matched by ``file_name`` (of several categories only ``person``
+    counts), or COCO's list of detections: their
     ``image_id`` is a frame's number or an image's name, and only those of ``category_id`` 1 are people.
 
     Raises:
@@ -263,7 +264,7 @@ def read_boxes(path: Path) -> GivenBoxes:
         else:
             by_name.setdefault(key, []).append((x1, y1, x2, y2, score))
     if not (by_index or by_name):
-        raise InputError(f"{path}: no boxes in it")
+        raise InputError(f"{path}: no boxes of people in it")
 
     def detections(boxes: list[tuple[float, ...]]) -> Detections:
         # Best first, as of every detector; equally good ones in the order given.
@@ -284,14 +285,15 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
-            columns = set(reader.fieldnames or ())
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            columns = set(reader.fieldnames)
             if not {"x1", "y1", "x2", "y2"} <= columns or not columns & {"frame", "name"}:
                 raise InputError(f"{path}: needs the columns x1, y1, x2, y2 and either frame or name")
             for number, row in enumerate(reader, start=2):
-                if row["x1"] == "":
+                if row["x1"] is not None and not row["x1"].strip():
                     # A frame without people, as in hgpose's own CSV.
                     continue
-                key = row.get("name") or int(row["frame"])
+                key = (row.get("name") or "").strip() or int(row["frame"])
                 x1, y1, x2, y2 = (float(row[c]) for c in ("x1", "y1", "x2", "y2"))
                 yield f"line {number}", key, (x1, y1, x2, y2, float(row.get("score") or 1))
     except FileNotFoundError:
@@ -322,6 +324,8 @@ def _coco_entries(document: Any) -> Iterator[tuple[str, Mapping[str, Any], int |
                 yield f"detection {number}", entry, entry["image_id"]
         return
     names = {image["id"]: image["file_name"] for image in document["images"]}
+    called = {kind["id"]: kind.get("name") for kind in document.get("categories") or ()}
     for entry in document["annotations"]:
-        if not entry.get("iscrowd"):
+        other = "person" in called.values() and called.get(entry.get("category_id")) != "person"
+        if not (entry.get("iscrowd") or other):
             yield f"annotation {entry.get('id')}", entry, names[entry["image_id"]]

@@ -240,8 +240,7 @@ def run(
             summary.problems = follower.problems
             summary.damage = follower.damage or source.damage
         if not (summary.frames or live or chunking.partial):
-            none = "it was stopped before the first came" if stop and stop.is_set() else "none was asked for"
-            raise InputError(f"{summary.name}: no frame to process: {summary.damage or none}")
+            raise InputError(f"{summary.name}: no frame to process: {summary.damage or 'none was asked for'}")
         if given is not None:
             unread = [name for name, _ in summary.problems]
             try:

@@ -221,7 +221,7 @@ def run_video(
     stop: threading.Event | None = None,
 ) -> Summary:
     """:func:`process_video` with sinks and chunks of one's own; once ``stop`` is set the video is over."""
-    source = VideoSource(video, start_s=options.start_s, end_s=options.end_s, every=options.every)
+    source = VideoSource(video, start_s=options.start_s, end_s=options.end_s, every=options.every, stop=stop)
     return run(
         source,
         sinks,

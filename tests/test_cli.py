@@ -417,7 +417,10 @@ def test_told_to_end_it_does_at_once_and_leaves_nothing_half_written(
     assert ended_s < 10
     assert "Traceback" not in said
     # What was done before is whole; of the rest there is nothing, not even under a temporary name.
-    assert files(out) == {"first.mp4", "first.csv", "first.json"}
+    kept = {"first.mp4", "first.csv", "first.json"}
+    assert {name for name in files(out) if "/" not in name} == kept
+    # For --resume.
+    assert {Path(name).name for name in files(out) - kept} == {"origin.json", "finished"}
     assert json.loads((out / "first.json").read_text())["source"]["frames"] == 2
 
 
@@ -448,6 +451,26 @@ def test_told_to_end_a_stream_it_keeps_what_came(
     assert files(out) == {"stdin.mp4", "stdin.csv", "stdin.json"}
     frames = json.loads((out / "stdin.json").read_text())["source"]["frames"]
     assert 30 < frames < 90 and len((out / "stdin.csv").read_text().splitlines()) >= frames
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no signals")
+@pytest.mark.parametrize("sent", [0, 200])
+def test_told_to_end_a_stream_before_it_begins(sent: int, weights: Path, tmp_path: Path) -> None:
+    stream = write_clip(tmp_path / "stream.mkv", frames=30).read_bytes()
+    with subprocess.Popen(
+        command(weights, "-", "-o", str(tmp_path / "out")), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(stream[:sent])
+        process.stdin.flush()
+        # It says so before it waits for the stream.
+        begun = process.stderr.readline()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 1
+        said = process.stderr.read().decode()
+    assert b"device" in begun and "error: stdin: stopped before its first frame" in said
+    assert "Traceback" not in said and not files(tmp_path / "out")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

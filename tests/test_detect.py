@@ -207,8 +207,15 @@ def test_a_list_of_coco_detections(tmp_path: Path) -> None:
 
 
 def test_blanks_after_commas(tmp_path: Path) -> None:
-    given = read_boxes(write(tmp_path / "b.csv", "frame, x1, y1, x2, y2\n3, 1, 2, 30, 40\n"))
+    given = read_boxes(write(tmp_path / "b.csv", "frame , x1 , y1 , x2 , y2\n3 , 1, 2, 30, 40\n"))
     assert boxes_of(given, 3) == [[1, 2, 30, 40]]
+
+
+def test_of_several_categories_people_count(tmp_path: Path) -> None:
+    document = json.loads(coco())
+    document["annotations"].append(document["annotations"][0] | {"category_id": 3, "bbox": [5, 5, 9, 9]})
+    document["categories"] = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}]
+    assert len(boxes_of(read_boxes(write(tmp_path / "b.json", json.dumps(document))), 0, "a b.png")) == 1
 
 
 @pytest.mark.parametrize(
@@ -217,8 +224,8 @@ def test_blanks_after_commas(tmp_path: Path) -> None:
         ("b.csv", "", "needs the columns"),
         ("b.csv", "frame,x1,y1,x2\n", "needs the columns"),
         ("b.csv", "x1,y1,x2,y2\n1,2,3,4\n", "frame or name"),
-        ("b.csv", "frame,x1,y1,x2,y2\n", "no boxes in it"),
-        ("b.csv", "frame,x1,y1,x2,y2\n0,,,,\n", "no boxes in it"),
+        ("b.csv", "frame,x1,y1,x2,y2\n", "no boxes of people in it"),
+        ("b.csv", "frame,x1,y1,x2,y2\n0,,,,\n", "no boxes of people in it"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,1,2,3,4\n1,5,6,5,8\n", "line 3: not a box"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,nan,2,3,4\n", "line 2: not a box"),
         ("b.csv", "frame,x1,y1,x2,y2\n0,1e30,1,5e30,5\n", "line 2: not a box"),
@@ -231,7 +238,7 @@ def test_blanks_after_commas(tmp_path: Path) -> None:
         ("b.csv", "frame,x1,y1,x2,y2\n0,1,2\n", "cannot be read as CSV"),
         ("b.csv", "name,x1,y1,x2,y2\n,1,2,3,4\n", "cannot be read as CSV"),
         ("b.json", "", "cannot be read as COCO JSON"),
-        ("b.json", "[]", "no boxes in it"),
+        ("b.json", "[]", "no boxes of people in it"),
         ("b.json", "[3]", "cannot be read as COCO JSON"),
         ("b.json", '[{"bbox": [1, 2, 3, 4]}]', "image_id"),
         ("b.json", '[{"image_id": [7], "bbox": [1, 2, 3, 4]}]', r"detection 0 is of \[7\], no image"),
@@ -245,7 +252,7 @@ def test_blanks_after_commas(tmp_path: Path) -> None:
         ("b.json", coco(bbox=["1", "two", "3", "4"]), "two"),
         ("b.json", coco(bbox=[1, 2, 0, 4]), "annotation 9: not a box"),
         ("b.json", coco(bbox=[1e30, 1, 5e30, 5]), "annotation 9: not a box"),
-        ("b.json", coco(iscrowd=1), "no boxes in it"),
+        ("b.json", coco(iscrowd=1), "no boxes of people in it"),
     ],
 )
 def test_bad_files_of_boxes(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import select
 import struct
+import threading
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -41,6 +44,8 @@ _PROTOCOLS = {
 }
 _URL = re.compile(rf"({'|'.join(_PROTOCOLS)})://", re.IGNORECASE)
 _NETWORK_TIMEOUT_S = 10.0
+#: How often a stalled standard input is given up on if it shall stop.
+_TICK_S = 0.1
 #: What it means that a stream cannot be opened, and what to do; the first kind that fits says it.
 _NO_STREAM: tuple[tuple[type[BaseException], str], ...] = (
     (
@@ -113,6 +118,22 @@ class _Display:
         return np.asarray(image, dtype=np.uint8)
 
 
+class _Stdin(io.FileIO):
+    """Standard input, unbuffered, so that a live stream is not held back; at its end once ``stop`` is set."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__(0, closefd=False)
+        self._stop = stop
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As of any file, but for the end."""
+        # A read that waits for a stalled stream hears of nothing else; Windows cannot wait for a pipe so.
+        while os.name == "posix" and not select.select([self], [], [], _TICK_S)[0]:
+            if self._stop.is_set():
+                return b""
+        return super().read(size) or b""
+
+
 class VideoSource:
     """A video as a player shows it: turned by its rotation metadata, with square pixels.
 
@@ -131,6 +152,7 @@ class VideoSource:
         end_s: the end, seconds after the first frame's timestamp, itself excluded; ``None``: all.
         every: yields each ``every``-th frame from the first one yielded on.
         live: hands out each frame as soon as it arrives, at the price of decoding speed.
+        stop: once it is set, standard input is at its end.
 
     Attributes:
         skip: so many of the frames that it would yield are left out, which costs no more than to decode
@@ -148,6 +170,7 @@ class VideoSource:
         end_s: float | None = None,
         every: int = 1,
         live: bool = False,
+        stop: threading.Event | None = None,
     ) -> None:
         if every < 1:
             raise OptionsError(f"every: must be 1 or more, got {every}")
@@ -155,6 +178,7 @@ class VideoSource:
             raise OptionsError(f"start and end: need 0 <= start < end, got {start_s} and {end_s}")
         self._location = location
         self._start_s, self._end_s, self._every, self._live = start_s, end_s, every, live
+        self._stop = stop or threading.Event()
         self.skip = 0
         self._resources = ExitStack()
         self._frames: Iterator[Frame] | None = None
@@ -198,6 +222,8 @@ class VideoSource:
             resources.callback(decoded.close)
             first = next(decoded, None)
             if first is None:
+                if self._stop.is_set():
+                    raise InputError(f"{name}: stopped before its first frame")
                 why = self.damage or "it is empty"
                 raise InputError(
                     f"{name}: not one frame can be decoded: {why}; check that it plays in a player"
@@ -255,16 +281,15 @@ class VideoSource:
             else:
                 stdin = location == "-"
                 name, path = ("stdin", None) if stdin else (Path(location).name, Path(location))
-                # Unbuffered, so that a live stream on standard input is not held back.
-                file = resources.enter_context(
-                    io.FileIO(0, closefd=False) if path is None else io.FileIO(str(path))
-                )
+                file = resources.enter_context(_Stdin(self._stop) if path is None else io.FileIO(str(path)))
                 # Being a file object, its name is never taken for a protocol or a pattern, and a
                 # playlist finds no protocol to open other files with.
                 container = av.open(
                     file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace"
                 )
         except (av.FFmpegError, OSError, ValueError) as error:
+            if self._stop.is_set():
+                raise InputError(f"{name}: stopped before its first frame") from error
             why = _why_no_stream(name, error) if url else _why_not(str(location) if path else name, error)
             raise InputError(why) from error
         return resources.enter_context(container), name, path
@@ -299,9 +324,10 @@ class VideoSource:
                 yield from stream.decode(None)
         entries = len(stream.index_entries)
         indexed = stream.index_entries[entries - 1].timestamp if entries else None
-        # Where a Matroska file begins late its duration may count from 0 all the same.
-        begins = 0 if "matroska" in container.format.name else container.start_time or 0
-        missing_s = (begins + (container.duration or 0)) / av.time_base - reached_s
+        begins, lasts = container.start_time or 0, container.duration or 0
+        # The duration of a Matroska file that begins late counts from 0 where an old stream was cut up.
+        ends = lasts if "matroska" in container.format.name and lasts > begins else begins + lasts
+        missing_s = ends / av.time_base - reached_s
         cut = (
             indexed is not None and last_dts is not None and indexed > last_dts
         ) or missing_s > _DURATION_SLACK_S
