@@ -22,6 +22,10 @@ SWAP_FRAMES, _SWAP_S = 3, 0.25
 #: Frames that are no farther away than this vote on which shoulder, and which hip, is the left one, seconds;
 #: of those that follow only the few that are known.
 _VOTE_S = 1.0
+#: In less time nobody turns round and back, seconds.
+_BACK_S = 0.3
+#: Who is not looked at for longer may have turned round unseen, seconds.
+_UNSEEN_S = 0.12
 #: Who turns is seen narrow in between: sides that change places do it at no less than this share of the
 #: greatest width within that time.
 _WIDE = 0.5
@@ -29,7 +33,9 @@ _WIDE = 0.5
 _APART = 0.06
 #: Shoulders or hips that are so far apart, as a share of the person's size, are not seen from the side.
 _ACROSS = 0.08
-#: Joints whose sides are those of the shoulders and of the hips.
+#: A pair of limbs crosses over if its bones were so much shorter the other way.
+_TWIST = 1.3
+#: Joints whose sides are those of the shoulders and of the hips, from there outwards.
 _LIMBS = (("shoulder", "elbow", "wrist"), ("hip", "knee", "ankle"))
 
 
@@ -39,14 +45,15 @@ class Pairs:
     Attributes:
         all: ``(P, 2)`` positions of left and right keypoints.
         trunk: ``(2, 2)`` those of the shoulders and of the hips.
-        limbs: ``(2, P)`` bool: which pairs go by the shoulders, and which by the hips.
+        limbs: ``(2, 3)`` positions in ``all`` of the pairs that go by the shoulders, and by the hips, from
+            there outwards.
     """
 
     def __init__(self, keypoint_set: KeypointSet) -> None:
         self.all = np.array([(i, j) for i, j in enumerate(keypoint_set.flip_order) if i < j])
         joints = [keypoint_set.names[i].partition("_")[2] for i, _ in self.all]
-        self.trunk = np.array([self.all[joints.index(limb[0])] for limb in _LIMBS])
-        self.limbs = np.array([[joint in limb for joint in joints] for limb in _LIMBS])
+        self.limbs = np.array([[joints.index(joint) for joint in limb] for limb in _LIMBS])
+        self.trunk = self.all[self.limbs[:, 0]]
 
 
 class Sides:
@@ -104,11 +111,18 @@ class Sides:
 
     def _outvoted(self, before: Sighting, now: Sighting, first: bool) -> NDArray[np.bool_]:
         """Pairs of arms or legs whose shoulders or hips most frames around have the other way round."""
-        outvoted = np.array([votes.outvoted(now.number, now.time_s) for votes in self._votes])
-        # Some of a limb may have their sides right all the same.
-        was, is_now = (_reach(s.points, self._pairs.all) for s in (before, now))
-        other = first | ((was * is_now).sum(-1) < 0)
-        return np.asarray((outvoted[:, None] & self._pairs.limbs & other).any(axis=0))
+        changed = np.zeros(len(self._pairs.all), dtype=np.bool_)
+        for limb, votes in zip(self._pairs.limbs, self._votes, strict=True):
+            if votes.outvoted(now.number, now.time_s):
+                rows = self._pairs.all[limb]
+                was, is_now = (_reach(s.points, rows) for s in (before, now))
+                # Some of a limb may have their sides right all the same.
+                other = first | ((was * is_now).sum(-1) < 0)
+                points = now.points[rows]
+                righted = np.where(other[:, None, None], points[:, ::-1], points)
+                # Not, if that would twist it.
+                changed[limb] = other | (_twisted(righted) & ~_twisted(points)).any()
+        return changed
 
 
 class _Look(NamedTuple):
@@ -147,7 +161,8 @@ class SideVotes:
         turned = False
         if self._looks:
             last = self._looks[-1]
-            if number - last.number <= SWAP_FRAMES and time_s - last.time_s <= _SWAP_S:
+            unseen_s = _SWAP_S if number - last.number == 1 else _UNSEEN_S
+            if time_s - last.time_s <= unseen_s:
                 turned = self._follow_on(time_s, across, size_px)
             else:
                 # They may have turned round unseen; the network is as right as it mostly was.
@@ -173,20 +188,18 @@ class SideVotes:
     def _follow_on(self, time_s: float, across: NDArray[np.floating], size_px: float) -> bool:
         """Whether the next frame, which follows on the last look, has them turned."""
         least = max(_ACROSS * size_px, _WIDE * max(float(np.linalg.norm(s.across)) for s in self._looks))
-        last = self._looks[-1]
-        if not _mirrored(last.across, across, least):
-            return last.turned
-        # Where the exchange began they may have been too narrow to tell that; it is over all the same.
-        for i in range(len(self._looks) - 2, -1, -1):
+        # Where an exchange begins or ends they may be too narrow to tell that.
+        for i in range(len(self._looks) - 1, -1, -1):
             look = self._looks[i]
-            if time_s - look.time_s > _SWAP_S:
+            if time_s - look.time_s > _BACK_S:
                 break
-            if look.turned == last.turned and _mirrored(look.across, -across, least):
+            if _mirrored(look.across, -across, least):
                 for k in range(i + 1, len(self._looks)):
-                    between = self._looks[k]
-                    self._looks[k] = between._replace(turned=not between.turned)
+                    if _mirrored(self._looks[k].across, across, least):
+                        self._looks[k] = self._looks[k]._replace(turned=not look.turned)
                 return look.turned
-        return not last.turned
+        last = self._looks[-1]
+        return last.turned ^ _mirrored(last.across, across, least)
 
 
 def _mirrored(was: NDArray[np.floating], now: NDArray[np.floating], least: float) -> bool:
@@ -219,6 +232,14 @@ def swapped_sides(
     apart = np.linalg.norm(was, axis=-1) > _APART * size_px
     back = (kept_after < exchanged_after / 2).any(0)
     return np.asarray(apart & (exchanged < kept / 2) & back)
+
+
+def _twisted(limb: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Between which joints a pair of limbs ``(J, 2, 2)``, left and right, crosses over: ``(J - 1,)`` bool."""
+    bones, crossed = (
+        np.linalg.norm(limb[1:] - inner, axis=-1).sum(axis=-1) for inner in (limb[:-1], limb[:-1, ::-1])
+    )
+    return np.asarray(bones > _TWIST * crossed)
 
 
 def _reach(points: NDArray[np.floating], pairs: NDArray[np.int64]) -> NDArray[np.floating]:

@@ -296,7 +296,8 @@ class VideoSource:
 
     def _decode(self, container: InputContainer, stream: av.VideoStream) -> Generator[av.VideoFrame]:
         """All frames that can be decoded, in display order; notes what goes wrong."""
-        last_dts: int | None = None
+        is_matroska = "matroska" in container.format.name
+        last: int | None = None
         reached_s = 0.0
         failure: Exception | None = None
         try:
@@ -308,7 +309,9 @@ class VideoSource:
                     )
                 if packet.stream.index != stream.index:
                     continue
-                last_dts = packet.dts if packet.dts is not None else last_dts
+                # An index tells decoding times, Matroska's the times of display.
+                stamps = [t for t in (packet.dts, packet.pts if is_matroska else None, last) if t is not None]
+                last = max(stamps, default=None)
                 try:
                     frames = stream.decode(packet)
                 except av.FFmpegError:
@@ -326,11 +329,9 @@ class VideoSource:
         indexed = stream.index_entries[entries - 1].timestamp if entries else None
         begins, lasts = container.start_time or 0, container.duration or 0
         # The duration of a Matroska file that begins late counts from 0 where an old stream was cut up.
-        ends = lasts if "matroska" in container.format.name and lasts > begins else begins + lasts
+        ends = lasts if is_matroska and lasts > begins else begins + lasts
         missing_s = ends / av.time_base - reached_s
-        cut = (
-            indexed is not None and last_dts is not None and indexed > last_dts
-        ) or missing_s > _DURATION_SLACK_S
+        cut = (indexed is not None and last is not None and indexed > last) or missing_s > _DURATION_SLACK_S
         if failure is not None and (problem := self._why_ended(container, failure, cut)):
             self._problems[problem] += 1
         if cut:
