@@ -112,8 +112,13 @@ class Sides:
     def _outvoted(self, before: Sighting, now: Sighting, first: bool) -> NDArray[np.bool_]:
         """Pairs of arms or legs whose shoulders or hips most frames around have the other way round."""
         changed = np.zeros(len(self._pairs.all), dtype=np.bool_)
-        for limb, votes in zip(self._pairs.limbs, self._votes, strict=True):
-            if votes.outvoted(now.number, now.time_s):
+        outvoted = np.array([votes.outvoted(now.number, now.time_s) for votes in self._votes])
+        shoulders, hips = _reach(now.points, self._pairs.trunk)
+        if shoulders @ hips > 0:
+            # Exchanged they are together: of the broader ones more is known.
+            outvoted[:] = outvoted[0 if shoulders @ shoulders > hips @ hips else 1]
+        for limb, is_outvoted in zip(self._pairs.limbs, outvoted, strict=True):
+            if is_outvoted:
                 rows = self._pairs.all[limb]
                 was, is_now = (_reach(s.points, rows) for s in (before, now))
                 # Some of a limb may have their sides right all the same.

@@ -431,6 +431,27 @@ def test_an_exchange_that_begins_unseen_does_not_turn_those_after_it(length: int
             np.testing.assert_allclose(found[t].keypoints[0, trunk], finder.truth(t)[0][trunk], atol=0.5)
 
 
+@dataclass(frozen=True)
+class HipsAside(Walker):
+    """Broad as an upper body, but for a second the hips are a third as wide."""
+
+    def at(self, t: int) -> NDArray[np.float32] | None:
+        points = body(self.start_x, self.ground, self.height)
+        points[:, 0] = self.start_x + 4 * (points[:, 0] - self.start_x)
+        if 30 <= t < 60:
+            hips = [BODY19.index("left_hip"), BODY19.index("right_hip")]
+            points[hips, 0] = points[hips, 0].mean() + (points[hips, 0] - points[hips, 0].mean()) / 3
+        return points
+
+
+def test_hips_go_along_with_shoulders_of_which_more_is_known() -> None:
+    walker = HipsAside(300, 0)
+    found, finder, _ = run([walker], 100, faults=dict.fromkeys(range(41, 47), SWAP), smooth="none")
+    trunk = [i for i, name in enumerate(BODY19.names) if name.endswith(("shoulder", "hip"))]
+    for t, poses in enumerate(found):
+        np.testing.assert_allclose(poses.keypoints[0, trunk], finder.truth(t)[0][trunk], atol=0.5)
+
+
 @pytest.mark.parametrize("first", [0, 20])
 def test_first_frames_are_put_right_as_far_as_the_next_tell(first: int) -> None:
     walker = Walker(200, 1, first=first)
