@@ -249,8 +249,8 @@ class ChunkStore:
 
     def finish(self) -> None:
         """Puts in the chunks' place that their results are written."""
-        self._place.remove()
-        self._place.write(_ORIGIN, json.dumps(self._now).encode())
+        self.forget()
+        self.begin()
         self._place.write(_FINISHED, b"")
 
     def remove(self) -> None:

@@ -243,9 +243,9 @@ def read_boxes(path: Path) -> GivenBoxes:
 
     Either CSV with the columns ``x1,y1,x2,y2``, optionally ``score``, and ``frame`` (0-based, for a
     video) or ``name`` (an image's path relative to the input folder); ``hgpose``'s own CSV is one such
-    file. Or COCO-style JSON, whose images are matched by ``file_name`` (of several categories only ``person``
-    counts), or COCO's list of detections: their
-    ``image_id`` is a frame's number or an image's name, and only those of ``category_id`` 1 are people.
+    file. Or COCO-style JSON, whose images are matched by ``file_name`` (if a category is called ``person``,
+    only that counts), or COCO's list of detections: their ``image_id`` is a frame's number or an image's
+    name, and only those of ``category_id`` 1 are people.
 
     Raises:
         InputError: missing, not such a file, or a box that is none.
@@ -324,8 +324,7 @@ def _coco_entries(document: Any) -> Iterator[tuple[str, Mapping[str, Any], int |
                 yield f"detection {number}", entry, entry["image_id"]
         return
     names = {image["id"]: image["file_name"] for image in document["images"]}
-    called = {kind["id"]: kind.get("name") for kind in document.get("categories") or ()}
+    people = {kind["id"] for kind in document.get("categories") or () if kind.get("name") == "person"}
     for entry in document["annotations"]:
-        other = "person" in called.values() and called.get(entry.get("category_id")) != "person"
-        if not (entry.get("iscrowd") or other):
+        if not entry.get("iscrowd") and (not people or entry.get("category_id") in people):
             yield f"annotation {entry.get('id')}", entry, names[entry["image_id"]]

@@ -18,7 +18,7 @@ Origin = dict[str, Any]
 #: What may differ while the keypoints stay the same.
 _OF_FILES = {"save", "style", "overwrite", "resume"}
 #: Raised when keypoints come out otherwise than before for the same options.
-_REVISION = 1
+_REVISION = 2
 
 
 def identity(locations: Sequence[str]) -> str:

@@ -263,10 +263,27 @@ def process_videos(
     Raises:
         OptionsError: an unknown kind of file.
     """
+    options = options or VideoOptions()
     summaries: list[Summary] = []
+    first_with: dict[str, str] = {}
     course = _Course()
     try:
-        _process_videos(videos, Path(out), estimator, options or VideoOptions(), report, summaries, course)
+        for video in videos:
+            name = shown(video)
+            try:
+                if (other := first_with.setdefault(output_stem(video), video)) != video:
+                    raise InputError(
+                        f"{name}: its results would be called as those of {shown(other)}; give it another "
+                        "-o, or use hgpose batch, which keeps folders apart"
+                    )
+                summaries.append(_process_video(video, Path(out), estimator, options, report, course))
+            except OptionsError:
+                raise
+            except HgposeError as error:
+                summaries.append(Summary(name, error=told(error)))
+            # Whatever a decoder or a GPU answers one video with, the others shall be done.
+            except Exception as error:
+                summaries.append(Summary(name, error=unexpected(name, error)))
     except BaseException as error:
         if course.finished:
             error.add_note("videos that are finished are left as they are by --resume")
@@ -275,35 +292,6 @@ def process_videos(
         for store in course.finished:
             store.remove()
     return summaries
-
-
-def _process_videos(
-    videos: Sequence[str],
-    out: Path,
-    estimator: Estimator,
-    options: VideoOptions,
-    report: Report,
-    summaries: list[Summary],
-    course: _Course,
-) -> None:
-    """:func:`process_videos`, adding to ``summaries`` and ``course``."""
-    first_with: dict[str, str] = {}
-    for video in videos:
-        name = shown(video)
-        try:
-            if (other := first_with.setdefault(output_stem(video), video)) != video:
-                raise InputError(
-                    f"{name}: its results would be called as those of {shown(other)}; give it another -o, "
-                    "or use hgpose batch, which keeps folders apart"
-                )
-            summaries.append(_process_video(video, out, estimator, options, report, course))
-        except OptionsError:
-            raise
-        except HgposeError as error:
-            summaries.append(Summary(name, error=told(error)))
-        # Whatever a decoder or a GPU answers one video with, the others shall be done.
-        except Exception as error:
-            summaries.append(Summary(name, error=unexpected(name, error)))
 
 
 def unexpected(name: str, error: Exception) -> str:

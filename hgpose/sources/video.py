@@ -222,8 +222,7 @@ class VideoSource:
             resources.callback(decoded.close)
             first = next(decoded, None)
             if first is None:
-                if self._stop.is_set():
-                    raise InputError(f"{name}: stopped before its first frame")
+                self._check_stopped(name)
                 why = self.damage or "it is empty"
                 raise InputError(
                     f"{name}: not one frame can be decoded: {why}; check that it plays in a player"
@@ -288,11 +287,14 @@ class VideoSource:
                     file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace"
                 )
         except (av.FFmpegError, OSError, ValueError) as error:
-            if self._stop.is_set():
-                raise InputError(f"{name}: stopped before its first frame") from error
+            self._check_stopped(name)
             why = _why_no_stream(name, error) if url else _why_not(str(location) if path else name, error)
             raise InputError(why) from error
         return resources.enter_context(container), name, path
+
+    def _check_stopped(self, name: str) -> None:
+        if self._stop.is_set():
+            raise InputError(f"{name}: stopped before its first frame")
 
     def _decode(self, container: InputContainer, stream: av.VideoStream) -> Generator[av.VideoFrame]:
         """All frames that can be decoded, in display order; notes what goes wrong."""
