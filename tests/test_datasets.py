@@ -13,7 +13,7 @@ from PIL import Image
 
 from hgpose.errors import InputError
 from hgpose.keypoints import BODY19, COCO17, LSP14
-from hgpose.train.datasets import concatenate, keep_joints, load_box_set, load_pose_set
+from hgpose.train.datasets import concatenate_people, keep_joints, load_box_set, load_pose_set
 
 JOINTS = ("left_shoulder", "right_hip", "neck")
 
@@ -94,10 +94,10 @@ def test_crowds_and_people_without_a_wanted_joint_are_left_out(tmp_path: Path) -
 def test_concatenate_and_keep_joints(tmp_path: Path) -> None:
     plain = load_pose_set(write(tmp_path, coco()), [], LSP14)
     headed = load_pose_set(write(tmp_path, coco(head_size=6.5)), [], LSP14)
-    both = concatenate([plain, headed])
+    both = concatenate_people([plain, headed])
     assert len(both) == 2 and both.head_sizes is not None
     assert np.isnan(both.head_sizes[0]) and both.head_sizes[1] == 6.5
-    assert concatenate([plain, plain]).head_sizes is None
+    assert concatenate_people([plain, plain]).head_sizes is None
 
     kept = keep_joints(both, np.array([name == "right_hip" for name in both.names]))
     assert (kept.visibility > 0).sum(0)[LSP14.index("right_hip")] == 2

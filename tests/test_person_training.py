@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import write_png
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from hgpose.cli import app
 from hgpose.errors import InputError
 from hgpose.geometry import CropTransform
 from hgpose.models.finder import PersonFinder
@@ -20,6 +24,7 @@ from hgpose.train.augment import Augmentation
 from hgpose.train.datasets import BoxSet
 from hgpose.train.loop import Trainer
 from hgpose.train.person import PersonTask, box_loss, box_targets, centre_loss, in_view
+from hgpose.weights import read_card
 
 Boxes = Callable[[list[list[tuple[int, int, int, int]]]], BoxSet]
 STILL = Augmentation(mirror=0.5, color=0, gray=0, blur=0, cut_out=0)
@@ -222,3 +227,36 @@ def test_training_set_without_boxes(boxes: Boxes, tmp_path: Path, crowd: bool) -
     run = TrainOptions(out=tmp_path / "run", size_px=64, epochs=1)
     with pytest.raises(InputError, match=r"training set .*has no boxes"):
         PersonTask(learnt, chosen, {"stacks": 1, "width": 16}, run, tmp_path / "cache", {}, 64, 0.5)
+
+
+def test_trains_on_several_files(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    for name in ("park", "sport"):
+        write_png(tmp_path / f"{name}.png", image)
+        document = {
+            "images": [{"id": 1, "file_name": f"{name}.png", "width": 64, "height": 48}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 5, 20, 40]}],
+            "categories": [{"id": 1, "name": "person"}],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    park, sport, run = tmp_path / "park.json", tmp_path / "sport.json", tmp_path / "run"
+    sizes = [
+        "--size",
+        "64",
+        "--input",
+        "64",
+        "--width",
+        "16",
+        "--batch",
+        "2",
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+    ]
+    places = ["--out", str(run), "--cache", str(tmp_path / "cache"), "--device", "cpu", "--workers", "0"]
+    arguments = ["train", "person", str(park), str(sport), "--val", str(park), *sizes, *places]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "2 samples" in result.output
+    assert read_card(run / "best.json").data == (str(park), str(sport))

@@ -114,14 +114,14 @@ def train_pose(
     )  # fmt: skip
     from hgpose.keypoints import keypoint_set
     from hgpose.train.archives import load_people
-    from hgpose.train.datasets import concatenate, load_box_set
+    from hgpose.train.datasets import concatenate_people, load_box_set
     from hgpose.train.loop import check_run
     from hgpose.train.pose import PoseTask
 
     check_run(options)
     wanted = keypoint_set(keypoints)
     folders = images or []
-    people = concatenate([load_people(path, folders, wanted) for path in annotations])
+    people = concatenate_people([load_people(path, folders, wanted) for path in annotations])
     empty_files: list[Path] = []
     if empty is not None:
         scenes = load_box_set(empty, folders)
@@ -141,7 +141,7 @@ def train_pose(
 
 @train_app.command("person")
 def train_person(
-    annotations: Annotated[Path, typer.Argument(help="Annotation file to train on.", show_default=False)],
+    annotations: Annotations,
     val: Val,
     images: Images = None,
     out: Out = Path("runs/person"),
@@ -180,19 +180,19 @@ def train_person(
         seed=seed, resume=resume, init=init, freeze_stem=freeze_stem, device=device, half=half,
         workers=workers,
     )  # fmt: skip
-    from hgpose.train.datasets import load_box_set
+    from hgpose.train.datasets import concatenate_boxes, load_box_set
     from hgpose.train.loop import check_run
     from hgpose.train.person import PersonTask
 
     check_run(options)
-    boxes, validation = (load_box_set(path, images or []) for path in (annotations, val))
+    folders = images or []
     task = PersonTask(
-        boxes,
-        validation,
+        concatenate_boxes([load_box_set(path, folders) for path in annotations]),
+        load_box_set(val, folders),
         {"stacks": stacks, "width": width},
         options,
         cache,
-        _description(data_note, [annotations], licence, seed),
+        _description(data_note, annotations, licence, seed),
         input_px,
         mosaic,
     )

@@ -494,7 +494,7 @@ def keep_joints(people: PoseSet, keep: NDArray[np.bool_]) -> PoseSet:
     )
 
 
-def concatenate(sets: Sequence[PoseSet]) -> PoseSet:
+def concatenate_people(sets: Sequence[PoseSet]) -> PoseSet:
     """Several pose sets of the same keypoints as one."""
     first = sets[0]
     heads = [np.full(len(s), np.nan, np.float32) if s.head_sizes is None else s.head_sizes for s in sets]
@@ -511,4 +511,15 @@ def concatenate(sets: Sequence[PoseSet]) -> PoseSet:
         np.concatenate([s.areas for s in sets]),
         sum((s.empty_files for s in sets), ()),
         None if all(s.head_sizes is None for s in sets) else np.concatenate(heads),
+    )
+
+
+def concatenate_boxes(sets: Sequence[BoxSet]) -> BoxSet:
+    """Several box sets as one."""
+    return BoxSet(
+        sum((s.files for s in sets), ()),
+        np.concatenate([s.image_ids for s in sets]),
+        np.concatenate([s.sizes_wh for s in sets]),
+        sum((s.boxes for s in sets), ()),
+        sum((s.crowd for s in sets), ()),
     )
