@@ -265,7 +265,7 @@ def test_boxes_that_are_recorded_and_printed(coco: Path, weights: Path, tmp_path
     assert result.exit_code == 0, result.output
     assert "| boxes" in result.stdout and "left_knee" in result.stdout
     _, card = load_weights(str(copy), "pose")
-    assert list(card.scores) == ["annotations, detections.json"]
+    assert list(card.scores) == [f"{coco.as_posix()}, detections.json"]
 
 
 def test_annotated_boxes_and_ignored_people(coco: Path, weights: Path) -> None:
@@ -475,7 +475,7 @@ def test_scores_of_a_set_without_empty_images(
     assert result.exit_code == 0, result.output
     assert "NaN" not in result.stdout and json.loads(result.stdout)["false_per_100_empty"] is None
     assert "NaN" not in copy.with_suffix(".json").read_text()
-    assert read_card(copy).scores["boxes"]["false_per_100_empty"] is None
+    assert read_card(copy).scores[path.as_posix()]["false_per_100_empty"] is None
 
 
 @pytest.mark.parametrize("change", ["crowd", "small", "nobody"])

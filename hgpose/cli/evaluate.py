@@ -292,7 +292,8 @@ def _record(weights: str, annotations: Path, scored: dict[str, Any]) -> None:
     command = shlex.join(
         ["hgpose", *(a for a in sys.argv[1:] if a not in {"--record", "--json", "--markdown"})]
     )
-    key = f"{annotations.stem}, {scored['boxes']}" if "boxes" in scored else annotations.stem
+    # Whole, since sets for several tasks are all called val.
+    key = annotations.as_posix() + (f", {scored['boxes']}" if "boxes" in scored else "")
     write_card(replace(card, scores={**card.scores, key: {"command": command, **rounded(scored)}}), path)
 
 
