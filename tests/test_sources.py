@@ -291,6 +291,15 @@ def test_a_recorder_s_later_piece_is_whole(tmp_path: Path) -> None:
     assert source.damage is not None and "cut short" in source.damage
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_a_slow_video_is_whole(suffix: str, tmp_path: Path) -> None:
+    # The last frame to be decoded is a B-frame, shown seconds before the end.
+    clip = write_clip(tmp_path / f"a{suffix}", frames=12, rate=Fraction(1), b_frames=2)
+    frames, source = read(VideoSource(clip))
+    assert len(frames) == 12
+    assert source.damage is None
+
+
 @pytest.mark.parametrize(
     "options", [{"every": 0}, {"start_s": -1.0}, {"start_s": 2.0, "end_s": 1.0}, {"start_s": float("nan")}]
 )

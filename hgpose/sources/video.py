@@ -305,10 +305,10 @@ class VideoSource:
         try:
             # All streams are read, as only together they tell where the file ends.
             for packet in container.demux():
-                if packet.dts is not None:
-                    reached_s = max(
-                        reached_s, float((packet.dts + (packet.duration or 0)) * packet.time_base)
-                    )
+                # With B-frames the last to be decoded is not the last to be shown.
+                shown = max((t for t in (packet.dts, packet.pts) if t is not None), default=None)
+                if shown is not None:
+                    reached_s = max(reached_s, float((shown + (packet.duration or 0)) * packet.time_base))
                 if packet.stream.index != stream.index:
                     continue
                 # An index tells decoding times, Matroska's the times of display.
