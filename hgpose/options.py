@@ -42,7 +42,9 @@ class TrainOptions:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:i`` or ``mps``.
         half: bfloat16 arithmetic where it pays; ``None``: where the processor has it.
         workers: processes that prepare crops.
-        checkpoint_minutes, validation_minutes: at least how often to save and to score.
+        checkpoint_minutes: at least how often to save.
+        validation_minutes: how often to score a run of so many minutes; one of so many epochs is scored
+            after each, or about twenty times in all.
     """
 
     out: Path

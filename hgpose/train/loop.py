@@ -36,6 +36,8 @@ from hgpose.weights import Card, load_weights, save_weights
 
 #: Steps between two looks at the loss; each look waits for the device.
 _LOOK_STEPS = 20
+#: A run of so many epochs is validated about so often, at most once an epoch.
+_VALIDATIONS = 20
 _CHECKPOINT, _BEST = "checkpoint.pt", "best.safetensors"
 #: A row of ``log.csv`` holds either the loss since the row before, or the score of a validation.
 _LOG_COLUMNS = ("step", "samples", "seconds", "loss", "samples_per_s", "score")
@@ -216,7 +218,9 @@ class Trainer:
         self.model = to_device(model, self.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizers = _optimizers(self.model, options)
-        self.step, self.seconds, self.validated, self.best = 0, 0.0, 0.0, -math.inf
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        #: Step and seconds of the last validation.
+        self.validated = 0, 0.0
         self.scores: dict[str, float] = {}
         self.log_file = options.out / "log.csv"
         self.checkpoint = options.out / _CHECKPOINT
@@ -232,9 +236,6 @@ class Trainer:
         }
         if options.resume:
             self._restore()
-            for left in options.out.glob(".hgpose-*.part"):
-                # By a run that was killed while it wrote.
-                left.unlink(missing_ok=True)
         self._cut_log()
 
     @property
@@ -249,6 +250,17 @@ class Trainer:
             return min(self.step / (self.options.epochs * self.steps_per_epoch), 1.0)
         assert self.options.minutes is not None
         return min(self.seconds / (self.options.minutes * 60), 1.0)
+
+    @property
+    def _validation_is_due(self) -> bool:
+        options = self.options
+        if options.epochs is None:
+            clock = [int(s / (options.validation_minutes * 60)) for s in (self.seconds, self.validated[1])]
+        else:
+            # On the same steps however fast the machine is, and however often the run is resumed.
+            steps = math.ceil(options.epochs / _VALIDATIONS) * self.steps_per_epoch
+            clock = [step // steps for step in (self.step, self.validated[0])]
+        return clock[0] > clock[1]
 
     def run(self, report: Callable[[Progress], None]) -> Path:
         """Trains to the end and returns the best weights' file.
@@ -293,6 +305,12 @@ class Trainer:
             # Its statistics stay, too.
             self.model.get_submodule("stem").eval()
         while self.done < 1:
+            if not losses and self._validation_is_due:
+                # The checkpoint is of this very step: a run that is killed here begins here again.
+                self._validate()
+                self.seconds = time.monotonic() - started
+                self.save(self.checkpoint)
+                saved, last_look = self.seconds, time.monotonic()
             stable = self.done < 1 - options.decay
             losses.append(self._step(next(batches)))
             self.seconds = time.monotonic() - started
@@ -305,15 +323,11 @@ class Trainer:
                 left = self.seconds / max(self.done, 1e-9) * (1 - self.done)
                 report(Progress(self.step, self.done, loss, rate, left, self.scores))
                 self._log(f"{loss:.5f}", f"{rate:.1f}", "")
-                # Saved before the validation too, which may fail.
-                look = self.seconds - self.validated > options.validation_minutes * 60
-                if look or self.done >= 1 or self.seconds - saved > options.checkpoint_minutes * 60:
+                is_late = self.seconds - saved > options.checkpoint_minutes * 60
+                # Before a validation too, which may fail.
+                if is_late or self._validation_is_due or self.done >= 1:
                     self.save(self.checkpoint)
                     saved = self.seconds
-                if look and self.done < 1:
-                    self._validate()
-                    saved = self.validated = self.seconds = time.monotonic() - started
-                    self.save(self.checkpoint)
                 last_look = time.monotonic()
             if stable and self.done >= 1 - options.decay:
                 self.save(options.out / "stable.pt")
@@ -351,6 +365,7 @@ class Trainer:
         return TrainingError(f"{what} at step {self.step}; {rescue}")
 
     def _validate(self) -> None:
+        self.validated = self.step, self.seconds
         self.scores = self.task.validate(copy.deepcopy(self.ema), self.device, self.half)
         name, score = next(iter(self.scores.items()))
         if not math.isfinite(score):
@@ -406,7 +421,8 @@ class Trainer:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.step, self.seconds, self.best = int(state["step"]), state["seconds"], state["best"]
-            self.validated = state["validated"]
+            step, seconds = state["validated"]
+            self.validated = int(step), float(seconds)
             torch.set_rng_state(state["random"].cpu())
         except (OSError, *_NOT_A_CHECKPOINT) as error:
             why = str(error) or type(error).__name__
@@ -424,7 +440,11 @@ class Trainer:
             with output_errors(self.log_file), self.log_file.open(newline="", errors="replace") as file:
                 rows = list(csv.reader(file))[1:]
         kept = [row for row in rows if _is_logged(row) and int(row[0]) <= self.step]
-        with atomic_path(self.log_file, overwrite=True) as partial, partial.open("w", newline="") as file:
+        with (
+            atomic_path(self.log_file, overwrite=True) as partial,
+            output_errors(self.log_file),
+            partial.open("w", newline="") as file,
+        ):
             csv.writer(file).writerows([_LOG_COLUMNS, *kept])
 
 
