@@ -105,7 +105,7 @@ def test_concatenate_and_keep_joints(tmp_path: Path) -> None:
 
 
 def test_ids_may_be_text(tmp_path: Path) -> None:
-    document = coco(id="7", image_id="1")
+    document = coco(id="7", image_id="1", category_id="1")
     for image in document["images"]:
         image["id"] = str(image["id"])
     path = write(tmp_path, document)
@@ -150,6 +150,14 @@ BROKEN_ANYWAY: list[tuple[Any, str]] = [
     (coco() | {"annotations": {"7": {}}}, "not COCO-style"),
     (coco() | {"images": None}, "not COCO-style"),
     (coco() | {"categories": [1]}, "list of categories is malformed"),
+    (coco() | {"categories": [{"id": 1, "keypoints": [["nose"]]}]}, "list of categories is malformed"),
+    (coco() | {"categories": [{"id": 1, "keypoints": ["nose"] * 3}]}, "two keypoints have one name"),
+    (
+        coco() | {"categories": [{"id": 1, "name": "cat", "keypoints": [*JOINTS]}, {"id": 2, "name": "dog"}]},
+        "none of its categories cat, dog is called 'person'",
+    ),
+    (coco(iscrowd="no"), "annotation 7 has the iscrowd 'no', which must be 0 or 1"),
+    (coco(category_id=None), "annotation number 1 is malformed"),
     (coco() | {"annotations": [{}]}, "annotation number 1 is malformed"),
     (coco() | {"annotations": ["text"]}, "annotation number 1 is malformed"),
     (coco() | {"images": [{}]}, "image number 1 is malformed"),
@@ -173,6 +181,7 @@ BROKEN_ANYWAY: list[tuple[Any, str]] = [
     (coco(bbox=[90, 2, 10, 10]), r"annotation 7 lies outside its image 'a b.png' \(40x30 px\)"),
     (coco(bbox=[4, 2, 10]), "annotation 7 is malformed"),
     (coco(bbox="box"), "annotation 7 is malformed"),
+    (coco(bbox="1234"), "annotation 7 is malformed"),
     (coco(bbox=[float("nan")] * 4), "annotation 7 has the box"),
     (coco(bbox=[0, 0, float("inf"), 5]), "annotation 7 has the box"),
     (coco(bbox=[0, 0, 1e30, 1e30]), "annotation 7 has the box .*within 16777216 px"),
@@ -195,7 +204,9 @@ BROKEN: list[tuple[Any, str]] = [
     (coco(keypoints=[9, 9, 3] * 3), "annotation 7 has a keypoint of visibility 3"),
     (coco(keypoints=[9, 9, float("nan")] * 3), "annotation 7 has a keypoint of visibility nan"),
     (coco(keypoint_source=[1]), "annotation 7 has 1 keypoint sources"),
-    (coco(keypoint_source=[1, 99, 1]), "annotation 7 is malformed"),
+    (coco(keypoint_source=[1, 99, 1]), "annotation 7 has keypoint sources beside 0 to 5"),
+    (coco(keypoint_source=[1, -1, 1]), "annotation 7 has keypoint sources beside 0 to 5"),
+    (coco(keypoints={}), "annotation 7 is malformed"),
     (coco(area="big"), "annotation 7 is malformed"),
     (coco(area=[1, 2]), "annotation 7 is malformed"),
     (coco(area=float("nan")), "annotation 7 has the area nan"),
@@ -227,6 +238,31 @@ def test_an_image_of_another_size_is_another_image(tmp_path: Path) -> None:
     assert load_box_set(path, folders).files[0] == tmp_path / "wanted" / "a b.png"
     with pytest.raises(InputError, match=r"set\.json: .* 40x30 px, but .*other.a b\.png is 30x40 px as disp"):
         load_pose_set(path, folders[:1], LSP14)
+
+
+def test_two_pictures_of_one_name_and_size(tmp_path: Path) -> None:
+    path = write(tmp_path, coco())
+    (tmp_path / "other").mkdir()
+    cv2.imwrite(str(tmp_path / "other" / "a b.png"), np.full((30, 40, 3), 255, np.uint8))
+    for load in (load_box_set, lambda *a: load_pose_set(*a, LSP14)):
+        with pytest.raises(InputError, match=r"'a b\.png' may be .*images.a b\.png or .*other.a b"):
+            load(path, [tmp_path / "images", tmp_path / "other"])
+
+
+def test_a_picture_that_is_listed_twice(tmp_path: Path) -> None:
+    document = coco()
+    document["images"].append({"id": 3, "file_name": "a b.png", "width": 40, "height": 30})
+    path = write(tmp_path, document)
+    # Of the second one nothing is said, but the picture shows somebody.
+    assert load_pose_set(path, [], LSP14).empty_files == (tmp_path / "images" / "leer.png",)
+    with pytest.raises(InputError, match=r"image 'a b\.png' is listed twice"):
+        load_box_set(path, [])
+
+
+def test_a_mark_of_the_byte_order_is_no_harm(tmp_path: Path) -> None:
+    path = write(tmp_path, coco())
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(load_pose_set(path, [], LSP14)) == 1
 
 
 def test_the_size_is_that_of_the_upright_picture(tmp_path: Path) -> None:

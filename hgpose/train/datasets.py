@@ -5,7 +5,9 @@ Symbols: M people, K keypoints of the wanted set. Points are image px, pixel cen
 
 from __future__ import annotations
 
+import filecmp
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -88,7 +90,8 @@ class BoxSet:
 def read_json(path: Path) -> Any:
     """The content of a JSON file; :class:`InputError` names the file if there is none in it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # Some editors begin UTF-8 with a mark of the byte order.
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     # Besides what is no JSON: numbers of thousands of digits, and lists in thousands of lists.
@@ -157,7 +160,7 @@ class ImageFinder:
             size_wh: width and height, px, of the picture as it is displayed: that of another size is
                 another picture, which only happens to have the same name.
         """
-        others = []
+        found, others = [], []
         for folder in self.folders:
             path = folder / name
             try:
@@ -169,8 +172,17 @@ class ImageFinder:
                 ) from error
             if there:
                 if size_wh is None or (size := image_size(path)) == size_wh:
-                    return path
-                others.append(f"{path} is {size[0]}x{size[1]} px")
+                    found.append(path)
+                else:
+                    others.append(f"{path} is {size[0]}x{size[1]} px")
+        for other in found[1:]:
+            if not (other.samefile(found[0]) or filecmp.cmp(found[0], other, shallow=False)):
+                raise InputError(
+                    f"{self.annotations}: image {name!r} may be {found[0]} or {other}, which are different "
+                    "pictures; give the folder above both with --images, and their names below it"
+                )
+        if found:
+            return found[0]
         if size_wh is not None and others:
             raise InputError(
                 f"{self.annotations}: image {name!r} is annotated as {size_wh[0]}x{size_wh[1]} px, but "
@@ -212,18 +224,24 @@ class CocoAnnotation:
         where: names it in errors.
         id: its id.
         image: what it lies on.
+        category_id: of what it is; -1 where there are no categories.
+        is_crowd: it stands for many.
         entry: what the file says of it.
     """
 
     where: str
     id: int
     image: CocoImage
+    category_id: int
+    is_crowd: bool
     entry: dict[str, Any]
 
     def box(self) -> tuple[float, float, float, float] | None:
         """The box as xyxy image px; ``None`` if there is none, or an empty one, which COCO itself has."""
         if (bbox := self.entry.get("bbox")) is None:
             return None
+        if isinstance(bbox, str):
+            raise TypeError("the bbox is text")
         x, y, w, h = map(float, bbox)
         box = (x, y, x + w, y + h)
         if not (w >= 0 and h >= 0 and np.abs(box).max() <= MAX_PX):
@@ -282,6 +300,14 @@ class CocoAnnotation:
         return table
 
 
+def _joint_names(names: Any) -> tuple[str, ...]:
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("a keypoint's name is not text")
+    if len(set(names)) < len(names):
+        raise ValueError("two keypoints have one name")
+    return tuple(names)
+
+
 class Coco:
     """A COCO-style document, whose entries are checked as they are read.
 
@@ -312,8 +338,20 @@ class Coco:
         self._annotations: list[Any] = document["annotations"]
         with reading(f"{path}: the list of categories"):
             categories = document.get("categories") or []
-            self.joints = {c["id"]: tuple(c["keypoints"]) for c in categories if c.get("keypoints")}
-            self.people = frozenset(c["id"] for c in categories if c.get("name") == "person")
+            self._has_categories = bool(categories)
+            ids = [read_id(category["id"]) for category in categories]
+            self.joints = {
+                key: _joint_names(c["keypoints"])
+                for key, c in zip(ids, categories, strict=True)
+                if c.get("keypoints")
+            }
+            names = [category.get("name") for category in categories]
+            self.people = frozenset(key for key, name in zip(ids, names, strict=True) if name == "person")
+            if len(names) > 1 and not self.people:
+                raise InputError(
+                    f"{path}: none of its categories {', '.join(map(str, names))} is called 'person'; call "
+                    "the one with the people so"
+                )
         self.images: dict[int, CocoImage] = {}
         for number, entry in enumerate(document["images"], start=1):
             with reading(f"{path}: image number {number}"):
@@ -338,12 +376,15 @@ class Coco:
             with reading(f"{self.path}: annotation number {number}"):
                 where = f"{self.path}: annotation {entry['id']}"
                 own_id, image_id = read_id(entry["id"]), read_id(entry["image_id"])
+                category_id = read_id(entry["category_id"]) if self._has_categories else -1
+                if (crowd := entry.get("iscrowd", 0)) not in (0, 1):
+                    raise InputError(f"{where} has the iscrowd {crowd!r}, which must be 0 or 1; correct it")
             if own_id in seen:
                 raise InputError(f"{self.path}: two annotations have the id {own_id}; give each its own")
             if image_id not in self.images:
                 raise InputError(f"{where} names image {image_id}, which the file does not list")
             seen.add(own_id)
-            yield CocoAnnotation(where, own_id, self.images[image_id], entry)
+            yield CocoAnnotation(where, own_id, self.images[image_id], category_id, bool(crowd), entry)
 
 
 def load_pose_set(path: Path, folders: Sequence[Path], keypoints: KeypointSet) -> PoseSet:
@@ -390,13 +431,13 @@ def pose_set_from_coco(document: Any, path: Path, find: ImageFinder, keypoints: 
             "name them like that"
         )
     rows: list[tuple[Any, ...]] = []
-    annotated: set[int] = set()
+    annotated: set[str] = set()
     for annotation in coco.annotations():
         with reading(annotation.where):
             entry = annotation.entry
-            annotated.add(annotation.image.id)
-            names = coco.joints.get(entry["category_id"])
-            if names is None or not entry.get("keypoints") or entry.get("iscrowd"):
+            annotated.add(annotation.image.name)
+            names = coco.joints.get(annotation.category_id)
+            if names is None or entry.get("keypoints") in (None, []) or annotation.is_crowd:
                 continue
             table, weights, confirmed = _keypoint_table(annotation, names, keypoints)
             labelled = table[:, 2] > 0
@@ -427,7 +468,7 @@ def pose_set_from_coco(document: Any, path: Path, find: ImageFinder, keypoints: 
         np.stack(weights_).astype(np.float32),
         np.stack(confirmed_),
         np.array(areas, dtype=np.float32),
-        tuple(coco.file(image) for image in coco.images.values() if image.id not in annotated),
+        tuple(coco.file(image) for image in coco.images.values() if image.name not in annotated),
         head_sizes if np.isfinite(head_sizes).any() else None,
     )
 
@@ -444,6 +485,10 @@ def _keypoint_table(
         if len(source) != len(names):
             raise InputError(
                 f"{annotation.where} has {len(source)} keypoint sources, its category wants {len(names)}"
+            )
+        if not set(source) <= set(range(len(_SOURCE_WEIGHT))):
+            raise InputError(
+                f"{annotation.where} has keypoint sources beside 0 to {len(_SOURCE_WEIGHT) - 1}; correct them"
             )
         sources = np.where(order >= 0, np.asarray(source)[order], 0)
         weights *= _SOURCE_WEIGHT[sources]
@@ -466,16 +511,19 @@ def load_box_set(path: Path, folders: Sequence[Path]) -> BoxSet:
     coco = Coco(read_json(path), path, ImageFinder(path, folders))
     if not coco.images:
         raise InputError(f"{path}: no images in it")
+    listed = Counter(image.name for image in coco.images.values())
+    if twice := next((name for name, times in listed.items() if times > 1), None):
+        raise InputError(f"{path}: image {twice!r} is listed twice; list it once, with all its people")
     boxes: dict[int, list[tuple[float, float, float, float]]] = {key: [] for key in coco.images}
     crowd: dict[int, list[bool]] = {key: [] for key in coco.images}
     for annotation in coco.annotations():
         with reading(annotation.where):
-            if coco.people and annotation.entry["category_id"] not in coco.people:
+            if coco.people and annotation.category_id not in coco.people:
                 continue
             if (box := annotation.box()) is not None:
                 annotation.check_inside(box)
                 boxes[annotation.image.id].append(box)
-                crowd[annotation.image.id].append(bool(annotation.entry.get("iscrowd")))
+                crowd[annotation.image.id].append(annotation.is_crowd)
     return BoxSet(
         tuple(coco.file(image) for image in coco.images.values()),
         np.array(list(coco.images), dtype=np.int64),

@@ -124,7 +124,7 @@ def load_coco_images(path: Path, folders: Sequence[Path], people: PoseSet) -> Co
     ignored = []
     for annotation in coco.annotations():
         with reading(annotation.where):
-            known_joints = coco.joints.get(annotation.entry["category_id"])
+            known_joints = coco.joints.get(annotation.category_id)
             if known_joints is None or annotation.id in must_be_found:
                 continue
             # Without a box nobody can say whether a prediction lies on an unlabelled person.
@@ -139,7 +139,7 @@ def load_coco_images(path: Path, folders: Sequence[Path], people: PoseSet) -> Co
                     "image_id": annotation.image.id,
                     "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
                     "area": annotation.area(box),
-                    "iscrowd": int(bool(annotation.entry.get("iscrowd"))),
+                    "iscrowd": int(annotation.is_crowd),
                     "keypoints": wanted.ravel().tolist(),
                     "num_keypoints": int((wanted[:, 2] > 0).sum()),
                 }
