@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
+import shutil
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TextIO
 
 from hgpose.errors import OutputError
+
+#: Begins the name of whatever this machine has not finished yet. Not of others': on some shared disks a
+#: lock is seen by the processes of one machine only.
+_UNFINISHED = f".hgpose-{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
 
 
 @contextmanager
@@ -29,6 +39,19 @@ def output_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder_of(final: Path) -> None:
+    """Makes the folder that a result shall lie in.
+
+    Raises:
+        OutputError: a file is in the way.
+        OSError: it cannot be made.
+    """
+    there = next((path for path in final.parents if path.exists()), None)
+    if there is not None and not there.is_dir():
+        raise OutputError(f"cannot write {final}: {there} is a file, not a folder; choose another -o")
+    final.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _check_free(final: Path, overwrite: bool) -> None:
     if final.is_dir():
         raise OutputError(f"cannot write {final}: a folder of that name is in the way; choose another -o")
@@ -37,11 +60,58 @@ def _check_free(final: Path, overwrite: bool) -> None:
 
 
 @contextmanager
+def unfinished(final: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """What ``make`` puts under a new name beside ``final``; it is known to be in use while the block runs.
+
+    What runs that were killed have left beside it is removed, once for each folder and process.
+    """
+    _sweep(final.parent)
+    part = final.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}.part")
+    make(part)
+    with _locked(part):
+        yield part
+
+
+@contextmanager
+def _locked(part: Path) -> Iterator[bool]:
+    """Locks a file or folder until the block, or the process, ends; says whether nobody else had it."""
+    if sys.platform == "win32":
+        # What is open cannot be renamed there, so nothing is known to be left.
+        yield False
+        return
+    import fcntl
+
+    try:
+        opened = os.open(part, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        is_mine = False
+        with suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_mine = True
+        yield is_mine
+    finally:
+        os.close(opened)
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    for part in folder.glob(f"{_UNFINISHED}*.part"):
+        with _locked(part) as is_left:
+            if is_left and part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            elif is_left:
+                part.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_path(final: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path beside ``final`` to write to; renamed to it at the end, removed on any error.
 
     Parent folders are made. The temporary name is new each time, so what a killed run left behind
-    is never read or written again.
+    is never read or written again; the next run removes it.
 
     Args:
         final: where the finished file shall stand.
@@ -52,20 +122,25 @@ def atomic_path(final: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     with output_errors(final):
         _check_free(final, overwrite)
-        final.parent.mkdir(parents=True, exist_ok=True)
-    part = final.with_name(f".hgpose-{uuid.uuid4().hex}.part")
-    try:
+        make_folder_of(final)
+
+    def make(part: Path) -> None:
+        # Fails now rather than after the work, if the folder is not writable.
         with output_errors(final):
-            # Fails now rather than after the work, if the folder is not writable.
             part.touch(exist_ok=False)
-        yield part
-        with output_errors(final):
-            # Another run may have finished it meanwhile.
-            _check_free(final, overwrite)
-            part.replace(final)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+
+    with unfinished(final, make) as part:
+        try:
+            yield part
+            with output_errors(final):
+                # Another run may have finished it meanwhile.
+                _check_free(final, overwrite)
+                part.replace(final)
+        except BaseException:
+            # Where even that is refused it is no news.
+            with suppress(OSError):
+                part.unlink()
+            raise
 
 
 @contextmanager

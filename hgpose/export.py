@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hgpose.atomic import atomic_path
+from hgpose.atomic import atomic_path, output_errors
 from hgpose.errors import OptionsError, WeightsError
 from hgpose.models.hourglass import fold_batch_norms
 from hgpose.weights import Card, find_weights, load_weights, read_card
@@ -71,7 +71,7 @@ def export(name_or_path: str | Path, to: str, out: Path, overwrite: bool = False
         expected = _tensors(network(trial))
     fold_batch_norms(network)
     with atomic_path(out, overwrite) as part:
-        with _quiet():
+        with _quiet(), output_errors(out):
             found = FORMATS[to](network, card, trial, part)
         difference = max(
             float((a - b).abs().max() / b.abs().max().clamp_min(1))
@@ -169,7 +169,10 @@ def _torchscript(network: nn.Module, card: Card, trial: Tensor, path: Path) -> l
     load: Any = torch.jit.load
     with torch.no_grad():
         traced = trace(network, trial[:2])
-        torch.jit.save(traced, path, {"card": json.dumps(asdict(card), ensure_ascii=False)})
+        # PyTorch's own writing ends the program where the disk is full.
+        file = io.BytesIO()
+        torch.jit.save(traced, file, {"card": json.dumps(asdict(card), ensure_ascii=False)})
+        path.write_bytes(file.getvalue())
         return _tensors(load(path)(trial))
 
 

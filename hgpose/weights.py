@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from hgpose.atomic import atomic_path
+from hgpose.atomic import atomic_path, output_errors
 from hgpose.errors import WeightsError
 from hgpose.keypoints import KEYPOINT_SETS
 from hgpose.models import build_model
@@ -218,7 +218,7 @@ def save_weights(
     }
     data = save(small)
     card = Card(**{**asdict(card), "sha256": hashlib.sha256(data).hexdigest()})
-    with atomic_path(path, overwrite=True) as partial:
+    with atomic_path(path, overwrite=True) as partial, output_errors(path):
         partial.write_bytes(data)
     write_card(card, path)
     return card
@@ -226,5 +226,6 @@ def save_weights(
 
 def write_card(card: Card, path: Path) -> None:
     """Writes ``card`` beside the safetensors file ``path``."""
-    with atomic_path(path.with_suffix(".json"), overwrite=True) as partial:
+    file = path.with_suffix(".json")
+    with atomic_path(file, overwrite=True) as partial, output_errors(file):
         partial.write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,11 +8,14 @@ import math
 import re
 import resource
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import av
@@ -561,3 +564,35 @@ def test_atomic_path_when_interrupted(tmp_path: Path) -> None:
         part.write_text("half")
         raise KeyboardInterrupt
     assert files(tmp_path) == set()
+
+
+WRITES = """
+import os, signal, sys
+from pathlib import Path
+from hgpose.atomic import atomic_path
+from hgpose.sinks.folder import atomic_folder
+
+with atomic_path(Path("file")) as file, atomic_folder(Path("folder")) as folder:
+    file.write_text("whole")
+    (folder / "inside").touch()
+    print("writes", flush=True)
+    if not sys.stdin.readline():
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_killed_run_left_is_removed_by_the_next(killed: bool, tmp_path: Path) -> None:
+    call = [sys.executable, "-c", WRITES]
+    with subprocess.Popen(call, cwd=tmp_path, stdin=PIPE, stdout=PIPE, text=True) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline() == "writes\n"
+        if killed:
+            other.stdin.close()
+            other.wait()
+        with atomic_path(tmp_path / "mine") as part:
+            left = set(tmp_path.iterdir()) - {part}
+            assert len(left) == (0 if killed else 2)
+        if not killed:
+            other.stdin.write("go on\n")
+    assert files(tmp_path) == ({"mine"} if killed else {"mine", "file", "folder/inside"})

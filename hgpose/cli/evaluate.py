@@ -107,6 +107,10 @@ def eval_pose(
 
     if boxes is not None and (results is not None or whole_image):
         raise typer.BadParameter("goes neither with --results nor with --whole-image", param_hint="--boxes")
+    if results is not None and record:
+        raise typer.BadParameter(
+            "scores of a results file do not belong in a model card", param_hint="--record"
+        )
     if results is not None and whole_image:
         raise typer.BadParameter("goes not with --whole-image", param_hint="--results")
     if worst is not None and worst[0] < 1:
@@ -141,13 +145,9 @@ def eval_pose(
         "flip_test": flip_test and results is None,
     } | pose_scores(people, points, scores, keypoints.sigmas, found, coco)
     scored = _without_nan(scored)
-    if record:
-        if results is not None:
-            raise typer.BadParameter(
-                "scores of a results file do not belong in a model card", param_hint="--record"
-            )
-        _record(weights, annotations, scored)
     _print(scored, as_json, as_markdown)
+    if record:
+        _record(weights, annotations, scored)
     if worst is not None:
         write_worst(worst[1], worst[0], people, points, scores, keypoints, found)
 
@@ -185,9 +185,9 @@ def eval_person(
     detector = PersonDetector(Network(model, card, choose_device(device), half), threshold=0.02)
     scored = {"annotations": annotations.name, "model": card.name}
     scored = _without_nan(scored | box_scores(boxes, predict_boxes(detector, boxes), card.threshold))
+    _print(scored, as_json, as_markdown)
     if record:
         _record(weights, annotations, scored)
-    _print(scored, as_json, as_markdown)
 
 
 @eval_app.command("track")

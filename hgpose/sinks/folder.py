@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from hgpose.atomic import output_errors
+from hgpose.atomic import make_folder_of, output_errors, unfinished
 from hgpose.errors import OutputError
 from hgpose.sinks.file import FileSink
 from hgpose.sinks.record import Run
@@ -30,21 +29,25 @@ def atomic_folder(final: Path, overwrite: bool = False) -> Iterator[Path]:
             raise OutputError(f"cannot write {final}: a file of that name is in the way; choose another -o")
         if final.exists() and not overwrite:
             raise OutputError(f"{final} already exists; pass --overwrite to replace it or choose another -o")
-        final.parent.mkdir(parents=True, exist_ok=True)
-    part, old = (final.with_name(f".hgpose-{uuid.uuid4().hex}.part") for _ in range(2))
-    try:
+        make_folder_of(final)
+
+    def make(part: Path) -> None:
         with output_errors(final):
             part.mkdir()
-        yield part
-        with output_errors(final):
-            # No call replaces a folder that is not empty: for a moment there is none of that name.
-            if final.exists():
-                final.replace(old)
-            part.replace(final)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+
+    with unfinished(final, make) as part:
+        old = part.with_suffix(".old")
+        try:
+            yield part
+            with output_errors(final):
+                # No call replaces a folder that is not empty: for a moment there is none of that name.
+                if final.exists():
+                    final.replace(old)
+                part.replace(final)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 class FolderSink(FileSink):

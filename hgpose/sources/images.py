@@ -151,7 +151,9 @@ def _expand(given: str | Path) -> tuple[list[Path], Path]:
 
 def _is_image(path: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    # A link to what is gone is named when it is read.
+    is_there = path.is_file() or (path.is_symlink() and not path.exists())
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and is_there
 
 
 def _natural(paths: Iterator[Path]) -> list[Path]:
