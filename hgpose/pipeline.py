@@ -240,7 +240,8 @@ def run(
             summary.problems = follower.problems
             summary.damage = follower.damage or source.damage
         if not (summary.frames or live or chunking.partial):
-            raise InputError(f"{summary.name}: no frame to process: {summary.damage or 'none was asked for'}")
+            why = summary.damage or "none lies in the part that was asked for"
+            raise InputError(f"{summary.name}: no frame to process: {why}")
         if given is not None:
             unread = [name for name, _ in summary.problems]
             try:

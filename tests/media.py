@@ -32,6 +32,20 @@ def grey(index: int) -> int:
     return 4 + index % 32 * 7
 
 
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """A full disk, for all that the process writes, libraries included."""
+    # Windows has none, and may use the rest.
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def write_clip(
     path: Path,
     *,

@@ -111,6 +111,8 @@ WRONG = [
     (["--line-width", "40000"], "--line-width"),
     (["--start", "inf"], "--start"),
     (["--lost", "inf"], "--lost"),
+    (["-o", ""], "must be a folder"),
+    (["-o", "-"], "must be a folder"),
     (["--nonsense"], "--nonsense"),
 ]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from media import files_no_larger_than
 
 from hgpose import export as exports
 from hgpose.errors import OptionsError, OutputError, WeightsError
@@ -38,6 +39,17 @@ def expected(path: Path, task: str, images: torch.Tensor) -> list[np.ndarray]:
     with torch.no_grad():
         answer = network(images)
     return [answer[-1].numpy()] if task == "pose" else [a.numpy() for a in answer]
+
+
+@pytest.mark.parametrize("to", ["onnx", "torchscript"])
+def test_a_full_disk(tmp_path: Path, to: str) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnx")
+    path, out = made(tmp_path, "pose"), tmp_path / "out" / "net"
+    with pytest.raises(OutputError, match=r"cannot write .*net: .*make room"), files_no_larger_than(1000):
+        export(path, to, out)
+    assert not list(out.parent.iterdir())
 
 
 @pytest.mark.parametrize("task", ["pose", "person"])

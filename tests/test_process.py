@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from media import file_server, picture, write_clip
+from media import file_server, files_no_larger_than, picture, write_clip
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -430,17 +428,6 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path, blind: Estimator, bel
     with pytest.raises(OutputError, match=r"cannot write .*out.*; .*-o"):
         process_images([write_images(tmp_path / "set", "a.png")], tmp_path / "out" / below, blind)
     assert files(tmp_path) == {"clip.mp4", "out", "set/a.png"}
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """A full disk, for all that the process writes, libraries included."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("save", ["overlay", "csv", "json"])

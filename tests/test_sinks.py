@@ -6,13 +6,10 @@ import csv
 import json
 import math
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from subprocess import PIPE
@@ -25,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from media import write_clip
+from media import files_no_larger_than, write_clip
 from numpy.typing import NDArray
 
 from hgpose.atomic import atomic_path
@@ -83,17 +80,6 @@ def contents(path: Path) -> dict[str, bytes]:
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.DictReader(file))
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """A full disk, for all that the process writes, libraries included."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # The contract.

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -368,6 +368,25 @@ def test_video_from_a_named_pipe_is_no_file_that_others_may_open(tmp_path: Path)
     assert (len(frames), source.info.name, source.info.path) == (20, "pipe", None)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_video_with_its_index_at_the_end_is_no_stream(tmp_path: Path) -> None:
+    # Longer than what ffmpeg keeps in its buffer, in which it can go back.
+    clip = write_clip(tmp_path / "a.mp4", frames=60, size_wh=(640, 480), codec="mpeg4")
+    assert clip.stat().st_size > 100_000
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def feed() -> None:
+        with suppress(BrokenPipeError):
+            pipe.write_bytes(clip.read_bytes())
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    with pytest.raises(InputError, match=r"index at the end .*faststart"), VideoSource(pipe):
+        pass
+    feeder.join()
+
+
 # ---- video: bad input ----
 
 
@@ -675,6 +694,12 @@ def test_find_images(album: Path) -> None:
     assert names(album / "notes.txt") == ["notes.txt"], "what is given by name is tried"
     assert names(album, album / "img2.PNG") == everything, "a file reached twice counts once"
     assert [path for path, _ in find_images([album])][3] == album / "img2.PNG"
+
+
+def test_a_link_to_what_is_gone_is_named(album: Path) -> None:
+    (album / "gone.png").symlink_to("nowhere.png")
+    (album / "folder.png").symlink_to(album / "day 2")
+    assert "gone.png" in names(album) and "folder.png" not in names(album)
 
 
 @pytest.mark.parametrize("suffix", ["avif", "jfif", "jp2", "heic"])

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from media import files_no_larger_than
 
 from hgpose import weights
-from hgpose.errors import WeightsError
+from hgpose.errors import OutputError, WeightsError
 from hgpose.models.hourglass import StackedHourglass
-from hgpose.weights import Card, find_weights, load_weights, read_card, save_weights
+from hgpose.weights import Card, find_weights, load_weights, read_card, save_weights, write_card
 
 CARD = Card(
     name="tiny",
@@ -45,6 +46,16 @@ def file(network: StackedHourglass, tmp_path: Path) -> Path:
 def change_card(file: Path, **changes: Any) -> None:
     card = file.with_suffix(".json")
     card.write_text(json.dumps(json.loads(card.read_text()) | changes))
+
+
+def test_a_full_disk_leaves_what_was_there(network: StackedHourglass, file: Path) -> None:
+    weights, card = file.read_bytes(), file.with_suffix(".json").read_bytes()
+    with pytest.raises(OutputError, match=r"cannot write .*tiny\.safetensors: "), files_no_larger_than(1000):
+        save_weights(network.state_dict(), CARD, file)
+    with pytest.raises(OutputError, match=r"cannot write .*tiny\.json: "), files_no_larger_than(100):
+        write_card(CARD, file)
+    assert (file.read_bytes(), file.with_suffix(".json").read_bytes()) == (weights, card)
+    assert len(list(file.parent.iterdir())) == 2
 
 
 def test_there_and_back(network: StackedHourglass, file: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hgpose.cli.process import Black, Boxes, Labels, LineWidth, Out, Overwrite, Threshold
+from hgpose.cli.process import Black, Boxes, Labels, LineWidth, Out, Overwrite, Threshold, folder
 from hgpose.options import Style
 
 _S = Style()
@@ -23,7 +23,9 @@ Results = Annotated[
 
 def convert(
     results: Results,
-    out: Annotated[Path, typer.Argument(help="Folder for the files.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the files.", show_default=False, parser=folder, metavar="OUT")
+    ],
     to: Annotated[
         str,
         typer.Option("--to", help="Kinds of output, separated by commas, as of --save.", show_default=False),

@@ -33,8 +33,20 @@ def _check_save(save: str) -> str:
     return ",".join(kinds)
 
 
+def folder(given: str) -> Path:
+    """Where results go; an empty name, such as that of a variable which is not set, is no folder."""
+    if given in ("", "-"):
+        raise typer.BadParameter("must be a folder; results are files")
+    return Path(given)
+
+
 Inputs = Annotated[list[str], typer.Argument(help="What to read.", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", help="Folder for the results.", show_default=False, parser=folder, metavar="<path>"
+    ),
+]
 Save = Annotated[
     str, typer.Option("--save", help="Kinds of output, separated by commas.", callback=_check_save)
 ]

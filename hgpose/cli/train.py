@@ -112,13 +112,15 @@ def train_pose(
         seed=seed, resume=resume, init=init, freeze_stem=freeze_stem, device=device, half=half,
         workers=workers,
     )  # fmt: skip
-    from hgpose.keypoints import keypoint_set
+    from hgpose.keypoints import KEYPOINT_SETS, keypoint_set
     from hgpose.train.archives import load_people
     from hgpose.train.datasets import concatenate_people, load_box_set
     from hgpose.train.loop import check_run
     from hgpose.train.pose import PoseTask
 
     check_run(options)
+    if keypoints not in KEYPOINT_SETS:
+        raise typer.BadParameter(f"must be one of {', '.join(KEYPOINT_SETS)}", param_hint="--keypoints")
     wanted = keypoint_set(keypoints)
     folders = images or []
     people = concatenate_people([load_people(path, folders, wanted) for path in annotations])

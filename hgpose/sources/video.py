@@ -223,10 +223,13 @@ class VideoSource:
             first = next(decoded, None)
             if first is None:
                 self._check_stopped(name)
-                why = self.damage or "it is empty"
-                raise InputError(
-                    f"{name}: not one frame can be decoded: {why}; check that it plays in a player"
-                )
+                why, mend = self.damage or "it is empty", "check that it plays in a player"
+                if "mp4" in container.format.name and not (path is not None and path.is_file()):
+                    mend = (
+                        "an MP4 with its index at the end cannot be read as a stream: give the file itself, "
+                        "or put the index first (ffmpeg -i IN -c copy -movflags +faststart OUT)"
+                    )
+                raise InputError(f"{name}: not one frame can be decoded: {why}; {mend}")
             aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
             display = _Display.of(first, aspect)
             fps = stream.average_rate or stream.guessed_rate or _FALLBACK_FPS
