@@ -103,7 +103,9 @@ def _sweep(folder: Path) -> None:
             if is_left and part.is_dir():
                 shutil.rmtree(part, ignore_errors=True)
             elif is_left:
-                part.unlink(missing_ok=True)
+                # In a folder for all it may be another user's.
+                with suppress(OSError):
+                    part.unlink()
 
 
 @contextmanager
