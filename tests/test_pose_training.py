@@ -296,23 +296,37 @@ def test_resume_after_a_kill_equals_an_uninterrupted_run(
     assert_same_state(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "killed"))
 
 
-def test_killed_in_a_validation_is_made_up_for(tmp_path: Path, short_looks: None) -> None:
+@pytest.mark.parametrize("moment", ["in it", "after it"])
+def test_killed_at_a_validation_is_made_up_for(
+    moment: str, tmp_path: Path, short_looks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Waning(Toy):
         """Best in its second validation."""
 
         def __init__(self, killed: bool = False) -> None:
             super().__init__()
-            self.left, self.killed = [50.0, 60.0, 40.0, 30.0, 20.0, 10.0], killed
+            self.scores, self.killed = {5: 50.0, 10: 60.0, 15: 40.0, 20: 30.0}, killed
+            self.step = 0
+
+        def loss(self, *args: Any) -> Tensor:
+            self.step += 1
+            return super().loss(*args)
 
         def validate(self, *args: Any) -> dict[str, float]:
-            if self.killed and len(self.left) == 5:
+            if self.killed and self.step == 10:
                 raise Interrupted
-            return {"toy": self.left.pop(0)}
+            return {"toy": self.scores[self.step]}
+
+    def die(*_: Any) -> None:
+        if len([row for row in log_rows(killed.out) if row["score"]]) == 2:
+            raise Interrupted
 
     whole, killed = (options(tmp_path / name, epochs=5) for name in ("whole", "killed"))
     Trainer(Waning(), whole).run(nothing)
-    task = Waning(killed=True)
-    with pytest.raises(Interrupted):
+    task = Waning(killed=moment == "in it")
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        if moment == "after it":
+            patched.setattr(loop, "draw_curves", die)
         Trainer(task, killed).run(nothing)
     task.killed = False
     Trainer(task, replace(killed, resume=True)).run(nothing)

@@ -318,6 +318,7 @@ class Coco:
 
     Attributes:
         images: by id.
+        categories: their names by id.
         joints: the keypoints' names by category, for categories that have some.
         people: categories called "person".
 
@@ -338,20 +339,11 @@ class Coco:
         self._annotations: list[Any] = document["annotations"]
         with reading(f"{path}: the list of categories"):
             categories = document.get("categories") or []
-            self._has_categories = bool(categories)
-            ids = [read_id(category["id"]) for category in categories]
+            self.categories = {read_id(c["id"]): c.get("name") for c in categories}
             self.joints = {
-                key: _joint_names(c["keypoints"])
-                for key, c in zip(ids, categories, strict=True)
-                if c.get("keypoints")
+                read_id(c["id"]): _joint_names(c["keypoints"]) for c in categories if c.get("keypoints")
             }
-            names = [category.get("name") for category in categories]
-            self.people = frozenset(key for key, name in zip(ids, names, strict=True) if name == "person")
-            if len(names) > 1 and not self.people:
-                raise InputError(
-                    f"{path}: none of its categories {', '.join(map(str, names))} is called 'person'; call "
-                    "the one with the people so"
-                )
+        self.people = frozenset(key for key, name in self.categories.items() if name == "person")
         self.images: dict[int, CocoImage] = {}
         for number, entry in enumerate(document["images"], start=1):
             with reading(f"{path}: image number {number}"):
@@ -376,8 +368,8 @@ class Coco:
             with reading(f"{self.path}: annotation number {number}"):
                 where = f"{self.path}: annotation {entry['id']}"
                 own_id, image_id = read_id(entry["id"]), read_id(entry["image_id"])
-                category_id = read_id(entry["category_id"]) if self._has_categories else -1
-                if (crowd := entry.get("iscrowd", 0)) not in (0, 1):
+                category_id = read_id(entry["category_id"]) if self.categories else -1
+                if (crowd := entry.get("iscrowd") or 0) not in (0, 1):
                     raise InputError(f"{where} has the iscrowd {crowd!r}, which must be 0 or 1; correct it")
             if own_id in seen:
                 raise InputError(f"{self.path}: two annotations have the id {own_id}; give each its own")
@@ -511,6 +503,11 @@ def load_box_set(path: Path, folders: Sequence[Path]) -> BoxSet:
     coco = Coco(read_json(path), path, ImageFinder(path, folders))
     if not coco.images:
         raise InputError(f"{path}: no images in it")
+    if len(coco.categories) > 1 and not coco.people:
+        names = ", ".join(map(str, coco.categories.values()))
+        raise InputError(
+            f"{path}: none of its categories {names} is called 'person'; call the one with the people so"
+        )
     listed = Counter(image.name for image in coco.images.values())
     if twice := next((name for name, times in listed.items() if times > 1), None):
         raise InputError(f"{path}: image {twice!r} is listed twice; list it once, with all its people")

@@ -439,7 +439,12 @@ class Trainer:
         if self.options.resume and self.log_file.exists():
             with output_errors(self.log_file), self.log_file.open(newline="", errors="replace") as file:
                 rows = list(csv.reader(file))[1:]
-        kept = [row for row in rows if _is_logged(row) and int(row[0]) <= self.step]
+        # A validation may have been logged that the checkpoint knows nothing of.
+        kept = [
+            row
+            for row in rows
+            if _is_logged(row) and int(row[0]) <= (self.validated[0] if row[-1] else self.step)
+        ]
         with (
             atomic_path(self.log_file, overwrite=True) as partial,
             output_errors(self.log_file),
