@@ -41,6 +41,8 @@ _SETS = {len(s): s.name for s in (MPII16, COCO17)}
 _MPII_SHIFT = 15 / 200
 #: Characters of a tensor's name that a message shows at most.
 _SHOWN = 120
+#: And so many of them.
+_NAMED = 8
 #: What tensors of a trained network may be stored as.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -337,7 +339,9 @@ def rename(tensors: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor]
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(_short, names)) or "none"
+    every = [_short(name) for name in names]
+    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return (", ".join(every[:_NAMED]) or "none") + more
 
 
 def _short(name: str) -> str:

@@ -23,9 +23,23 @@ _PACKAGES = (
     "pillow",
     "scipy",
     "safetensors",
+    "faster-coco-eval",
+    "fsspec",
+    "filelock",
     "typer",
     "rich",
 )
+#: Packages that extras bring, and their extra.
+_EXTRAS = {
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "pyarrow": "parquet",
+    "s3fs": "s3",
+    "ray": "ray",
+    "matplotlib": "train",
+    "motmetrics": "train",
+    "anny": "demo",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,11 @@ def examine(device: str = "auto") -> Iterator[Finding]:
             yield Finding(package, importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(package, "not installed as a package", package == "hgpose")
+    for package, extra in _EXTRAS.items():
+        try:
+            yield Finding(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, f"not installed; if wanted: pip install 'hgpose[{extra}]'")
     yield from _ffmpeg()
     yield Finding("display", "yes" if has_display() else "none: webcam needs --serve or --record to be seen")
     yield from _networks(device)

@@ -58,7 +58,7 @@ def draw_poses(image: Image, poses: Poses, style: Style = DEFAULT_STYLE) -> Imag
     Returns:
         ``(H, W, 3)`` uint8 RGB.
     """
-    canvas = np.zeros_like(image) if style.black else image.copy()
+    canvas = np.zeros(image.shape, np.uint8) if style.black else image.copy()
     if poses.heatmaps is not None:
         canvas = draw_heatmaps(canvas, poses.heatmaps.maps, poses.heatmaps.transforms)
     for person in range(len(poses)):

@@ -203,6 +203,8 @@ def load_estimator(options: EstimatorOptions | None = None) -> Estimator:
     Args:
         options: what to load and how to run it; by default the shipped weights on the best device.
 
+    Each process must load its own: PyTorch does not outlive a fork, so begin processes with ``spawn``.
+
     Raises:
         WeightsError: weights are missing, damaged or not for the task.
         OptionsError: the device or backend cannot be used here.

@@ -5,12 +5,17 @@ Left and right are the person's own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hgpose.errors import InputError
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,20 @@ class KeypointSet:
             order.append(self.index(name))
         return tuple(order)
 
-    def order_from(self, names: tuple[str, ...]) -> np.ndarray:
-        """Positions in ``names`` of this set's keypoints, -1 where ``names`` lacks one: ``(K,)`` int64."""
-        where = {name: i for i, name in enumerate(names)}
-        return np.array([where.get(name, -1) for name in self.names], dtype=np.int64)
+    def rows_of(self, values: NDArray[_Scalar], names: Sequence[str]) -> NDArray[_Scalar]:
+        """Rows of other keypoints in the order of this set, zeros where they lack one of it.
+
+        Args:
+            values: ``(..., len(names), D)``.
+            names: of its rows.
+
+        Returns:
+            ``(..., K, D)`` of the same type.
+        """
+        found = np.zeros((*values.shape[:-2], len(self), values.shape[-1]), values.dtype)
+        here = [name in names for name in self.names]
+        found[..., here, :] = values[..., [names.index(n) for n in self.names if n in names], :]
+        return found
 
 
 _COCO_NAMES = (
@@ -114,13 +129,25 @@ _LIMBS = (
 _FACE = (("nose", "left_eye"), ("nose", "right_eye"), ("left_eye", "left_ear"), ("right_eye", "right_ear"))
 _TRUNK = (("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"), ("left_hip", "right_hip"))
 _NECK = (("neck", "left_shoulder"), ("neck", "right_shoulder"), ("neck", "head_top"))
+_FEET = tuple(
+    (f"{side}_{a}", f"{side}_{b}")
+    for side in ("left", "right")
+    for a, b in (("ankle", "big_toe"), ("big_toe", "small_toe"), ("ankle", "heel"))
+)
+
+
+def usual_skeleton(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The pairs that a drawing connects of keypoints of which only the names are known."""
+    shoulders = _NECK if "neck" in names else (("left_shoulder", "right_shoulder"),)
+    every = (*_LIMBS, *_TRUNK, *shoulders, *_FACE, *_FEET)
+    return tuple(pair for pair in every if set(pair) <= set(names))
 
 
 def _make(name: str, names: tuple[str, ...], skeleton: tuple[tuple[str, str], ...]) -> KeypointSet:
     return KeypointSet(name, names, skeleton, tuple(_SIGMA_OF[n] for n in names))
 
 
-COCO17 = _make("coco17", _COCO_NAMES, (*_LIMBS, *_TRUNK, ("left_shoulder", "right_shoulder"), *_FACE))
+COCO17 = _make("coco17", _COCO_NAMES, usual_skeleton(_COCO_NAMES))
 BODY19 = _make("body19", (*_COCO_NAMES, "neck", "head_top"), (*_LIMBS, *_TRUNK, *_NECK, *_FACE))
 LSP14 = _make(
     "lsp14",

@@ -12,13 +12,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import cv2
@@ -105,7 +106,7 @@ class Preview:
     """A sink that keeps the newest frame for whoever looks, at his own pace, and writes no file.
 
     Args:
-        source: the camera; must be entered just before the preview is, which starts the clock of latency.
+        source: the camera, entered before a frame comes.
         style: how people are drawn.
 
     Attributes:
@@ -127,7 +128,6 @@ class Preview:
         self.no_window: str | None = None
 
     def __enter__(self) -> Self:
-        self._start_s = time.monotonic()
         return self
 
     def __exit__(
@@ -148,7 +148,7 @@ class Preview:
             self._newest = Shot(frame, poses, self._style)
             self._frames += 1
             self._people = len(poses)
-            self._latency_s = now_s - self._start_s - frame.time_s
+            self._latency_s = now_s - self._source.start_s - frame.time_s
             self._times_s.append(now_s)
             self._changed.notify_all()
 
@@ -203,7 +203,7 @@ def watch_camera(
     ``camera_<date>_<time>`` and never replace others.
 
     Args:
-        camera: index of a device, or an http, https or rtsp URL.
+        camera: index of a device, or an http, https or rtsp URL; ``"0"`` is taken as 0.
         estimator: from :func:`hgpose.load_estimator`.
         options: what to show and to record.
         report: called in this thread with every frame shown, and at least 20 times a second.
@@ -224,7 +224,7 @@ def watch_camera(
         what = VideoOptions(save=options.save, style=options.style)
         # Milliseconds, for two cameras that one script starts.
         stem = f"camera_{datetime.now():%Y%m%d_%H%M%S_%f}"[:-3]
-        files = file_sinks(estimator, what, options.record, stem)
+        files = file_sinks(estimator, what, Path(options.record), stem)
     with ExitStack() as stack:
         if options.serve is not None:
             preview.url = stack.enter_context(serve(preview, options.host, options.serve))
@@ -329,6 +329,10 @@ _PAGE = """<!doctype html>
 <p id="status">waiting for the camera</p>
 <script>
   const line = document.getElementById("status");
+  // A page that slept has been given up meanwhile.
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) document.querySelector("img").src = `/stream.mjpg?${Date.now()}`;
+  });
   const timer = setInterval(async () => {
     try {
       const s = await (await fetch("/status.json")).json();
@@ -347,9 +351,30 @@ _PAGE = """<!doctype html>
 class _Server(ThreadingHTTPServer):
     """A thread a browser, so that none holds up another, let alone the camera."""
 
+    # A thread that still draws when Python ends would abort it: closing waits for all.
+    daemon_threads = False
+
     def __init__(self, address: tuple[str, int], preview: Preview) -> None:
-        super().__init__(address, _Client)
         self.preview = preview
+        self._connections: set[Any] = set()
+        super().__init__(address, _Client)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Starts the thread."""
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection that is done with."""
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Stops listening, and hangs up on whoever is still there."""
+        for connection in tuple(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
         # That a browser went away is no news.
@@ -368,8 +393,8 @@ class _Client(BaseHTTPRequestHandler):
         answer = {"/": self._page, "/stream.mjpg": self._stream, "/status.json": self._status}
         if not self._is_meant():
             self.send_error(403, "Address this preview by 127.0.0.1 or localhost")
-        elif self.path in answer:
-            answer[self.path]()
+        elif (path := urlsplit(self.path).path) in answer:
+            answer[path]()
         else:
             self.send_error(404)
 

@@ -20,6 +20,11 @@ def _require(condition: bool, message: str) -> None:
         raise OptionsError(message)
 
 
+def _require_kinds(save: tuple[str, ...]) -> None:
+    _require(not isinstance(save, str), f"save must hold kinds of files, such as ({save!r},)")
+    _require(bool(save), "--save needs at least one kind")
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """How a network is trained.
@@ -225,12 +230,15 @@ class VideoOptions:
     style: Style = DEFAULT_STYLE
 
     def __post_init__(self) -> None:
-        _require(bool(self.save), "--save needs at least one kind")
+        _require_kinds(self.save)
         _require(
             0 <= self.start_s < math.inf, f"--start must be a number of seconds from 0 on, not {self.start_s}"
         )
         _require(self.end_s is None or self.end_s > self.start_s, "--end must lie after --start")
-        _require(self.every >= 1, f"--every must be at least 1, not {self.every}")
+        _require(
+            isinstance(self.every, int) and self.every >= 1,
+            f"--every must be a whole number from 1 on, not {self.every}",
+        )
         _require(self.detect_every >= 1, f"--detect-every must be at least 1, not {self.detect_every}")
         _require(self.chunk_s > 0, f"chunk_s must be above 0, not {self.chunk_s}")
 
@@ -271,7 +279,7 @@ class CameraOptions:
     """
 
     mirror: bool = False
-    record: Path | None = None
+    record: str | Path | None = None
     save: tuple[str, ...] = ("overlay", "csv", "json")
     detect_every: int = 8
     window: bool = True
@@ -280,7 +288,7 @@ class CameraOptions:
     style: Style = DEFAULT_STYLE
 
     def __post_init__(self) -> None:
-        _require(bool(self.save), "--save needs at least one kind")
+        _require_kinds(self.save)
         _require(self.detect_every >= 1, f"--detect-every must be at least 1, not {self.detect_every}")
         _require(
             self.serve is None or 0 <= self.serve < 2**16, f"--serve must lie in 0 to 65535, not {self.serve}"

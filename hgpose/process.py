@@ -321,6 +321,8 @@ def process_images(
         OptionsError: an unknown kind of file.
     """
     inputs = [inputs] if isinstance(inputs, str | Path) else inputs
+    if not inputs:
+        raise InputError("no input was given")
     place = Path(out).resolve()
     # Where ``out`` lies inside an input folder, what an earlier run has left there is no input.
     images = [

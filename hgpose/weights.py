@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from hgpose.atomic import atomic_path, output_errors
 from hgpose.errors import WeightsError
 from hgpose.keypoints import KEYPOINT_SETS
 from hgpose.models import build_model
+from hgpose.models.finder import PersonFinder
 
 #: The weights used when nobody names others.
 DEFAULT_POSE = "pose-body19"
@@ -90,10 +93,18 @@ def weights_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: ``HGPOSE_CACHE``, or ``hgpose`` in the user's cache folder."""
+    """Where fetched weights are kept: ``HGPOSE_CACHE``, or ``hgpose`` in the user's cache folder.
+
+    Raises:
+        WeightsError: there is neither.
+    """
     if chosen := os.environ.get("HGPOSE_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hgpose"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hgpose"
+    except RuntimeError:
+        # As of a user whom only a container knows.
+        raise WeightsError("there is no home folder to keep files in: set HGPOSE_CACHE to a folder") from None
 
 
 def _names(folder: Path) -> list[str]:
@@ -112,13 +123,15 @@ def find_weights(name_or_path: str | Path) -> Path:
         WeightsError: there is none; the message lists the names there are.
     """
     path = Path(name_or_path)
-    if path.suffix == ".safetensors" and path.is_file():
-        return path
-    if path.name == str(name_or_path):
-        for folder in (weights_folder(), cache_folder()):
-            found = folder / f"{name_or_path}.safetensors"
-            if found.is_file():
-                return found
+    # The system answers names that are too long with an error.
+    with suppress(OSError):
+        if path.suffix == ".safetensors" and path.is_file():
+            return path
+        if path.name == str(name_or_path):
+            for folder in (weights_folder, cache_folder):
+                found = folder() / f"{name_or_path}.safetensors"
+                if found.is_file():
+                    return found
     shipped, fetched = (", ".join(_names(folder)) or "none" for folder in (weights_folder(), cache_folder()))
     raise WeightsError(
         f"{name_or_path}: no such weights; shipped are: {shipped}; fetched are: {fetched}; 'hgpose weights "
@@ -140,7 +153,9 @@ def read_card(path: Path) -> Card:
         card = Card(**document)
     except FileNotFoundError:
         raise WeightsError(f"{file}: the model card that belongs to {path.name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise WeightsError(f"{file}: not a model card (it lacks {error})") from None
+    except (OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{file}: not a model card ({error})") from error
     if wrong := _wrong_fields(card):
         raise WeightsError(f"{file}: not a model card (it says {', '.join(wrong)})")
@@ -149,24 +164,27 @@ def read_card(path: Path) -> Card:
 
 def _wrong_fields(card: Card) -> list[str]:
     """What a card says that cannot be, as ``field = value``."""
-    numbers = int | float
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, int | float) and abs(value) < math.inf
+
     sound = {
         "name": isinstance(card.name, str) and card.name.isprintable(),
         "task": card.task in ("pose", "person"),
         "architecture": isinstance(card.architecture, dict),
         "input_px": type(card.input_px) is int and 0 < card.input_px <= MAX_INPUT_PX,
-        "mean": len(card.mean) == 3 and all(isinstance(v, numbers) for v in card.mean),
-        "std": len(card.std) == 3 and all(isinstance(v, numbers) and v > 0 for v in card.std),
+        "mean": len(card.mean) == 3 and all(is_number(v) for v in card.mean),
+        "std": len(card.std) == 3 and all(is_number(v) and v > 0 for v in card.std),
         "channels": card.channels in ("rgb", "bgr"),
         "sha256": isinstance(card.sha256, str),
         "keypoint_set": card.keypoint_set in KEYPOINT_SETS or card.task == "person",
-        "box_padding": isinstance(card.box_padding, numbers) and card.box_padding > 0,
-        "center_shift": isinstance(card.center_shift, numbers),
+        "box_padding": is_number(card.box_padding) and card.box_padding > 0,
+        "center_shift": is_number(card.center_shift),
         "decoding": card.decoding in ("softmax", "peak", "princeton"),
         "refine_from": type(card.refine_from) is int,
-        "offset_cells": isinstance(card.offset_cells, numbers),
+        "offset_cells": is_number(card.offset_cells),
         "empty_cell": type(card.empty_cell) is int,
-        "threshold": isinstance(card.threshold, numbers),
+        "threshold": is_number(card.threshold),
         "licence": isinstance(card.licence, str),
     }
     return [f"{name} = {getattr(card, name)!r}" for name, good in sound.items() if not good]
@@ -188,9 +206,11 @@ def load_weights(name_or_path: str | Path, task: str | None = None) -> tuple[nn.
         raise WeightsError(f"{path}: these weights are for {card.task!r}, wanted some for {task!r}")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    if card.sha256 != digest:
+    if card.sha256.lower() != digest:
+        again = "install hgpose" if path.parent == weights_folder() else "get both"
         raise WeightsError(
-            f"{path}: SHA-256 is {digest}, its card says {card.sha256}: damaged, fetch it again"
+            f"{path}: SHA-256 is {digest}, its card says {card.sha256}: one of the two is damaged, or "
+            f"another's; {again} again"
         )
     try:
         state = load(data)
@@ -198,7 +218,23 @@ def load_weights(name_or_path: str | Path, task: str | None = None) -> tuple[nn.
         model.load_state_dict({key: value.float() for key, value in state.items()})
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: does not fit the architecture its card names ({error})") from error
+    _check_fit(model, card, path)
     return model.eval(), card
+
+
+def _check_fit(model: nn.Module, card: Card, path: Path) -> None:
+    """Whether a network is what the rest of its card speaks of."""
+    fault, stride = None, model.stride_px
+    assert isinstance(stride, int)
+    if isinstance(model, PersonFinder) != (card.task == "person"):
+        fault = f"task is {card.task!r}, but its network is a {card.architecture['kind']}"
+    elif card.task == "pose" and card.architecture["outputs"] != len(KEYPOINT_SETS[card.keypoint_set]):
+        outputs = card.architecture["outputs"]
+        fault = f"keypoint_set is {card.keypoint_set!r}, but its network has {outputs} outputs"
+    elif card.input_px % stride:
+        fault = f"input_px is {card.input_px}, but its network takes multiples of {stride}"
+    if fault:
+        raise WeightsError(f"{path.with_suffix('.json')}: {fault}; correct the card")
 
 
 def save_weights(

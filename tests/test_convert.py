@@ -206,6 +206,13 @@ def test_drawn_later_is_what_would_have_been_drawn(tmp_path: Path, clip: Path, e
     assert max(int(picture.max()) for picture in pictures(tmp_path / "black" / "clip.mp4")) < 8
 
 
+def test_trc_of_images_counts_seconds(tmp_path: Path) -> None:
+    results = write(tmp_path, "json", EACH, IMAGES)
+    (made,) = convert(results, tmp_path / "out", ["trc"])
+    rows = [line.split("\t")[:2] for line in sorted(made.glob("*.trc"))[0].read_text().splitlines()[6:]]
+    assert len(rows) > 1 and [float(time_s) for _, time_s in rows] == [int(number) - 1 for number, _ in rows]
+
+
 def test_drawn_onto_images(tmp_path: Path) -> None:
     source = images(tmp_path / "set")
     with SINKS["csv"](tmp_path, "k", Run(IMAGES, ModelInfo("tiny", ""), EACH[1].keypoint_set)) as sink:
@@ -413,6 +420,8 @@ def test_another_keypoint_set(tmp_path: Path) -> None:
     (made,) = convert(results, tmp_path / "out", ["json"], clip)
     with open_results(made) as read:
         assert read.keypoint_set.names[8] == "pelvis" and len(read.keypoint_set) == 25
+        # So that there is something to draw.
+        assert ("left_knee", "left_ankle") in read.keypoint_set.skeleton
         found = [people(frame.poses) for frame in read.frames]
     with open_results(results) as read:
         assert [people(frame.poses) for frame in read.frames] == found

@@ -112,6 +112,12 @@ def test_every_keypoint_set_can_be_drawn(name: str) -> None:
     assert changed(draw_poses(GREY, poses(points, keypoint_set=keypoint_set))).any()
 
 
+def test_a_view_of_a_picture_can_be_drawn() -> None:
+    turned = np.rot90(np.zeros((240, 200, 3), np.uint8))
+    for black in (False, True):
+        assert draw_poses(turned, poses(spread()), Style(black=black)).any()
+
+
 @given(
     st.lists(st.floats(width=32), min_size=38, max_size=38),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from hgpose.errors import InputError
-from hgpose.keypoints import BODY19, COCO17, KEYPOINT_SETS, KeypointSet, keypoint_set
+from hgpose.keypoints import BODY19, COCO17, KEYPOINT_SETS, KeypointSet, keypoint_set, usual_skeleton
 
 
 @pytest.mark.parametrize(("name", "count"), [("body19", 19), ("coco17", 17), ("lsp14", 14), ("mpii16", 16)])
@@ -38,9 +39,19 @@ def test_coco_sigmas() -> None:
     assert COCO17.sigmas[COCO17.index("left_hip")] == 0.107
 
 
-def test_order_from_other_names() -> None:
+def test_rows_of_other_names() -> None:
     small = KeypointSet("small", ("a", "b", "c"), (("a", "b"),), (0.1, 0.1, 0.1))
-    assert small.order_from(("c", "x", "a")).tolist() == [2, -1, 0]
+    theirs = np.array([[[1, 2], [3, 4], [5, 6]], [[7, 8], [9, 10], [11, 12]]], np.int16)
+    ours = small.rows_of(theirs, ("c", "x", "a"))
+    assert ours.dtype == np.int16
+    assert ours.tolist() == [[[5, 6], [0, 0], [1, 2]], [[11, 12], [0, 0], [7, 8]]]
+    assert small.rows_of(theirs, ("x", "y", "z")).max() == 0
+
+
+def test_usual_skeleton_of_names() -> None:
+    assert usual_skeleton(COCO17.names) == COCO17.skeleton
+    assert usual_skeleton(("left_ankle", "tail", "left_heel")) == (("left_ankle", "left_heel"),)
+    assert ("left_shoulder", "right_shoulder") not in usual_skeleton(BODY19.names)
 
 
 def test_unknown_set_lists_the_known() -> None:

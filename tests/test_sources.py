@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -831,6 +832,40 @@ def test_camera_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert frames[-1].image[0, 0].tolist() == [0, 0, 255]
     assert source.damage is not None
     assert FakeCapture.last.released
+
+
+@pytest.mark.parametrize("name", ["0", "/dev/video0"])
+def test_camera_by_the_text_of_its_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    with CameraSource(name) as source:
+        assert source.info.name == "camera 0"
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, math.nan, math.inf])
+def test_camera_that_does_not_know_its_rate(fps: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(FakeCapture, "get", lambda self, what: fps)
+    with CameraSource(0) as source:
+        assert source.info.fps == 30
+
+
+def test_camera_that_changes_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(capture: FakeCapture) -> tuple[bool, np.ndarray | None]:
+        capture.left -= 1
+        size = (4, 6, 3) if capture.left == 4 else (8, 12, 3)
+        return (True, np.full(size, 200, np.uint8)) if capture.left >= 0 else (False, None)
+
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(FakeCapture, "read", read)
+    with CameraSource(0) as source:
+        last = list(source)[-1]
+    assert last.index == 4 and last.image.shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("name", ["", "clip.mp4", "file:clip.mp4", "/dev/shm"])
+def test_what_is_no_camera(name: str) -> None:
+    with pytest.raises(InputError, match="neither the number of a camera nor an http or rtsp URL"):
+        CameraSource(name).__enter__()
 
 
 @pytest.mark.parametrize("number", [-1, 2**31, 10**20])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hgpose.cli import app
 from hgpose.demo import CLIP, TRUTH
 from hgpose.demo.scenes import SCENES, rendered
 from hgpose.errors import InputError
-from hgpose.keypoints import BODY19
+from hgpose.keypoints import BODY19, COCO17
 from hgpose.train.tracking import (
     MadeUpDetector,
     TrueFrame,
@@ -66,6 +68,19 @@ def test_truth_of_the_demo_clip() -> None:
     assert all(f.ids.tolist() == [1, 2] and f.shown.all() and f.shot == 0 for f in truth)
     # Boxes by keypoints hold the outlines, roughly.
     assert all((np.abs(f.boxes - f.outlines) < 40).all() for f in truth)
+
+
+def test_keypoints_that_the_truth_lacks_are_outside(tmp_path: Path) -> None:
+    document = json.loads(TRUTH.read_text())
+    document["categories"][0]["keypoints"] = list(COCO17.names)
+    for annotation in document["annotations"]:
+        annotation["keypoints"] = annotation["keypoints"][: 3 * len(COCO17)]
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    for whole, lacking in zip(
+        load_truth(TRUTH, BODY19), load_truth(tmp_path / "x.json", BODY19), strict=True
+    ):
+        assert (lacking.joints[:, :17] == whole.joints[:, :17]).all()
+        assert (lacking.joints[:, 17:] == 0).all()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"images": []}', TRUTH.read_text().replace("track_id", "who")])
@@ -220,6 +235,42 @@ def test_command_without_truth() -> None:
     assert scored["frames"] == 10
     assert scored["detections_per_frame"] < 1
     assert set(scored) >= {"people_lost", "frames_per_s", "jitter_falls_by_full_percent"}
+
+
+def test_a_still_has_no_jitter_to_fall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgpose.train.tracking._acceleration", lambda points: 0.0)
+    still = tmp_path / "still [b]/x[/b].mp4"
+    still.parent.mkdir(parents=True, exist_ok=True)
+    still.write_bytes(CLIP.read_bytes())
+    code, output = command(str(still), "--end", "0.2", "--markdown")
+    assert code == 0, output
+    # Names stand as they are, in a line of their own.
+    assert f"| {still} |" in output.splitlines()[1]
+    assert re.search(r"jitter_falls_by_full_percent +\| +\|", output)
+
+
+def test_scores_need_a_package_and_say_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_late(*_: object) -> None:
+        raise AssertionError("rendered before")
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "motmetrics" else find(name))
+    monkeypatch.setattr("hgpose.demo.scenes.rendered", too_late)
+    code, output = command("--exact")
+    assert code == 1 and "motmetrics: pip install 'hgpose[train]'" in output.replace("\n", " ")
+
+
+def test_a_truth_finds_its_video(tmp_path: Path) -> None:
+    truth = tmp_path / "a.json"
+    truth.write_text(TRUTH.read_text())
+    code, output = command("--exact", str(truth))
+    assert code == 1 and "there: none" in output
+    (tmp_path / "a.mov").write_bytes(CLIP.read_bytes())
+    code, output = command("--exact", str(truth), "--markdown")
+    assert code == 0 and f"| {truth} |" in output
+    (tmp_path / "a.mkv").write_bytes(CLIP.read_bytes())
+    code, output = command("--exact", str(truth))
+    assert code == 1 and "there: a.mkv, a.mov" in output.replace("\n", " ")
 
 
 def test_command_used_wrongly(tmp_path: Path) -> None:

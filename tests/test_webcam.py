@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,7 @@ class NoCamera(CameraSource):
 
     def __init__(self) -> None:
         super().__init__(0)
+        self.start_s = time.monotonic()
 
 
 @pytest.fixture
@@ -332,6 +333,21 @@ def test_stalled_browser_slows_nobody_and_gets_the_newest(preview: Preview, esti
             while not got or abs(got[-1] - (39.5 + 59)) >= 0.5:
                 got.append(float(next(pictures).mean()))
     assert len(got) <= 6, got
+
+
+def test_no_browser_outlives_the_server(preview: Preview, estimator: Estimator) -> None:
+    before = threading.active_count()
+    with serve(preview, "127.0.0.1", 0) as url, ExitStack() as browsers:
+        port = int(url.rstrip("/").rpartition(":")[2])
+        for request in (b"", b"GET /stream.mjpg?1 HTTP/1.0\r\nHost: localhost\r\n\r\n"):
+            browser = browsers.enter_context(closing(socket.create_connection(("127.0.0.1", port))))
+            browser.sendall(request)
+        assert browser.recv(17).startswith(b"HTTP/1.0 200")
+        # More than the connection takes, so that the server is amid sending it.
+        preview.write(frame(0, (3840, 2160)), Poses.empty(estimator.keypoint_set))
+        started = time.monotonic()
+    assert threading.active_count() == before
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("host", ["attacker.example", "["])

@@ -19,7 +19,7 @@ from hgpose.weights import Card, find_weights, load_weights, read_card, save_wei
 CARD = Card(
     name="tiny",
     task="pose",
-    architecture={"kind": "stacked_hourglass", "outputs": 3, "stacks": 1, "width": 16},
+    architecture={"kind": "stacked_hourglass", "outputs": 17, "stacks": 1, "width": 16},
     input_px=64,
     mean=(0.4, 0.5, 0.6),
     std=(0.2, 0.2, 0.2),
@@ -33,7 +33,7 @@ CARD = Card(
 @pytest.fixture
 def network() -> StackedHourglass:
     torch.manual_seed(0)
-    return StackedHourglass(outputs=3, stacks=1, width=16).eval()
+    return StackedHourglass(outputs=17, stacks=1, width=16).eval()
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_truncated_and_card_agrees(file: Path) -> None:
     "architecture",
     [
         {"kind": "stacked_hourglass", "outputs": 4, "stacks": 1, "width": 16},
-        {"kind": "stacked_hourglass", "outputs": 3, "stacks": 2, "width": 16},
+        {"kind": "stacked_hourglass", "outputs": 17, "stacks": 2, "width": 16},
         {"kind": "stacked_hourglass", "wings": 2},
         {"kind": "unheard of"},
         {},
@@ -144,6 +144,7 @@ def test_unknown_field_in_card(file: Path) -> None:
     [
         {"name": 3}, {"name": "\ud800"}, {"task": "dance"}, {"architecture": "big"},
         {"input_px": "256"}, {"input_px": 0}, {"input_px": 10**9}, {"mean": [0.5]}, {"std": [0.2, 0.2, 0]},
+        {"mean": [0.5, 0.5, float("nan")]}, {"box_padding": float("inf")},
         {"channels": "hsv"}, {"keypoint_set": "hand"}, {"box_padding": -1}, {"decoding": "guess"},
         {"refine_from": 0.5}, {"offset_cells": None}, {"licence": None}, {"sha256": 1},
     ],
@@ -155,12 +156,61 @@ def test_impossible_field_in_card(file: Path, field: dict[str, Any]) -> None:
         read_card(file)
 
 
+def test_a_card_that_lacks_something(file: Path) -> None:
+    card = json.loads(file.with_suffix(".json").read_text())
+    del card["mean"]
+    file.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(WeightsError, match=r"tiny\.json: not a model card \(it lacks 'mean'\)"):
+        read_card(file)
+
+
+@pytest.mark.parametrize(
+    ("field", "fault"),
+    [
+        ({"task": "person"}, "task is 'person', but its network is a stacked_hourglass"),
+        ({"keypoint_set": "body19"}, "keypoint_set is 'body19', but its network has 17 outputs"),
+        ({"input_px": 96}, "input_px is 96, but its network takes multiples of 64"),
+    ],
+)
+def test_a_card_that_does_not_fit_its_network(file: Path, field: dict[str, Any], fault: str) -> None:
+    change_card(file, **field)
+    with pytest.raises(WeightsError, match=rf"tiny\.json: {fault}; correct the card"):
+        load_weights(file)
+
+
+def test_checksums_in_capitals(file: Path) -> None:
+    change_card(file, sha256=read_card(file).sha256.upper())
+    load_weights(file)
+
+
+def test_shipped_weights_that_are_damaged(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_card(file, sha256="0" * 64)
+    with pytest.raises(WeightsError, match="get both again"):
+        load_weights(file)
+    monkeypatch.setattr(weights, "weights_folder", lambda: file.parent)
+    with pytest.raises(WeightsError, match="install hgpose again"):
+        load_weights("tiny")
+
+
+def test_shipped_weights_need_no_home(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for name in ("HGPOSE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(weights, "weights_folder", lambda: file.parent)
+    assert find_weights("tiny") == file
+    with pytest.raises(WeightsError, match="set HGPOSE_CACHE"):
+        find_weights("big")
+
+
 def test_names(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "weights_folder", lambda: file.parent)
     assert weights.available() == ["tiny"]
     assert find_weights("tiny") == file
     assert find_weights(str(file)) == file
-    for wrong in ("big", "tiny.safetensors", "nowhere/tiny", str(file.with_suffix(".json"))):
+    for wrong in ("big", "x" * 300, "tiny.safetensors", "nowhere/tiny", str(file.with_suffix(".json"))):
         with pytest.raises(WeightsError, match=r"no such weights; shipped are: tiny;"):
             find_weights(wrong)
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from hgpose.cli import batch, convert, evaluate, process, tools, train, webcam, weights
@@ -23,7 +22,7 @@ from hgpose.errors import HgposeError, OptionsError, OutputError, notes, told
 
 def _say(*lines: str) -> None:
     for line in lines:
-        Console(stderr=True).print(process.printable(line), markup=False, highlight=False, soft_wrap=True)
+        process.plain_console().print(process.printable(line), soft_wrap=True)
 
 
 class _Commands(TyperGroup):
@@ -34,7 +33,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except HgposeError as error:
-            process.print_error(Console(stderr=True), told(error))
+            process.print_error(process.plain_console(), told(error))
             raise typer.Exit(2 if isinstance(error, OptionsError) else 1) from error
         except KeyboardInterrupt as interrupt:
             _say("stopped", *notes(interrupt))
@@ -126,5 +125,5 @@ def main() -> None:
             app()
     except HgposeError as error:
         # What no command has answered: help, and what waits in the buffer.
-        process.print_error(Console(stderr=True), str(error))
+        process.print_error(process.plain_console(), str(error))
         sys.exit(1)

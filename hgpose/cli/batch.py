@@ -30,6 +30,7 @@ from hgpose.cli.process import (
     Threshold,
     Track,
     Weights,
+    plain_console,
     print_error,
     printable,
 )
@@ -102,13 +103,12 @@ def batch(
         style=Style(line_width, black, boxes, labels, threshold),
     )  # fmt: skip
     who = BatchOptions(workers, engine, address)
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     from hgpose.batch import process_batch
 
-    console = Console(stderr=True)
+    console = plain_console()
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -149,7 +149,6 @@ def _print_summary(console: Console, summary: BatchSummary, out: str) -> None:
     console.print(
         f"inputs: {len(done)} done, {summary.kept} done before; failed or damaged: {len(summary.failures)}; "
         f"{frames} frames, {people} of them with people",
-        highlight=False,
     )
     console.print(Text(f"results in {printable(shown(out))}"), soft_wrap=True)
     if summary.failures:

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from hgpose.cli.process import Black, Boxes, Labels, LineWidth, Out, Overwrite, Threshold, folder
+from hgpose.cli.process import (
+    Black,
+    Boxes,
+    Labels,
+    LineWidth,
+    Out,
+    Overwrite,
+    Threshold,
+    folder,
+    plain_console,
+    printable,
+)
 from hgpose.options import Style
 
 _S = Style()
@@ -74,9 +85,6 @@ def schema() -> None:
 
 
 def _print_written(files: Iterable[Path]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True)
+    console = plain_console()
     for file in files:
-        console.print(Text(f"wrote {file}"), soft_wrap=True)
+        console.print(f"wrote {printable(str(file))}", soft_wrap=True)

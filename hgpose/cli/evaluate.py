@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hgpose.cli.process import print_table
 from hgpose.options import EstimatorOptions, VideoOptions
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _E, _V = EstimatorOptions(), VideoOptions()
 
@@ -165,7 +170,10 @@ def eval_person(
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
 ) -> None:
-    """Score the person finder: AP, and recall and false boxes at its threshold."""
+    """Score the person finder: AP, and recall and false boxes at its threshold.
+
+    People shorter than a tenth of their image do not count, whether found or not.
+    """
     from hgpose.detect import PersonDetector
     from hgpose.device import choose_device
     from hgpose.errors import InputError
@@ -232,13 +240,15 @@ def eval_track(
     """
     from hgpose.estimate import load_estimator
     from hgpose.keypoints import BODY19
-    from hgpose.train.tracking import id_scores, load_truth, score_clip, score_video
+    from hgpose.train.tracking import check_packages, id_scores, load_truth, score_clip, score_video
 
     if exact and (videos := [c for c in clips or [] if c.suffix != ".json"]):
         raise typer.BadParameter(f"needs truth, which {videos[0]} has none of", param_hint="--exact")
     options = EstimatorOptions(weights=weights, detector=detector, device=device, half=half)
     VideoOptions(start_s=start, end_s=end, detect_every=detect_every)
-    named = {str(clip): (clip.with_suffix(".mp4"), clip) for clip in clips or [] if clip.suffix == ".json"}
+    named = {str(clip): (_video_of(clip), clip) for clip in clips or [] if clip.suffix == ".json"}
+    if named or not clips:
+        check_packages()
     if not clips:
         from hgpose.demo.scenes import rendered
         from hgpose.weights import cache_folder
@@ -266,6 +276,21 @@ def eval_track(
         for video in (clip for clip in clips or [] if clip.suffix != ".json"):
             scored[str(video)] = score_video(video, estimator, detect_every, start, end)
     _print_clips(_without_nan(scored), as_json, as_markdown)
+
+
+def _video_of(truth: Path) -> Path:
+    """The video that lies beside its truth."""
+    from hgpose.errors import InputError
+    from hgpose.sources.video import VIDEO_SUFFIXES
+
+    beside = sorted(truth.parent.glob(f"{glob.escape(truth.stem)}.*"))
+    videos = [path for path in beside if path.suffix.lower() in VIDEO_SUFFIXES]
+    if len(videos) != 1:
+        found = ", ".join(path.name for path in videos) or "none"
+        raise InputError(
+            f"{truth}: of videos called {truth.stem} there must be one beside it; there: {found}"
+        )
+    return videos[0]
 
 
 def _without_nan(scored: dict[str, Any]) -> dict[str, Any]:
@@ -302,28 +327,24 @@ def _print(scored: dict[str, Any], as_json: bool, as_markdown: bool) -> None:
     if as_json:
         typer.echo(json.dumps(scored))
         return
-    from rich.box import MARKDOWN, ROUNDED
-    from rich.console import Console
     from rich.table import Table
 
-    look = MARKDOWN if as_markdown else ROUNDED
     tables = {key: value for key, value in scored.items() if isinstance(value, dict)}
-    summary = Table("what", "value", box=look)
+    summary = Table("what", "value")
     for key, value in scored.items():
         if key not in tables:
             shown = f"{value:.4f}" if isinstance(value, float) else str(value)
             summary.add_row(key, "" if value is None else shown)
-    console = Console(width=100)
-    console.print(summary)
+    _show(summary, as_markdown)
     if not tables:
         return
     joints = list(dict.fromkeys(joint for table in tables.values() for joint in table["per_joint"]))
-    by_joint = Table("joint", *(f"{key} [%]" for key in tables), box=look)
+    by_joint = Table("joint", *(f"{key} [%]" for key in tables))
     for joint in joints:
         by_joint.add_row(joint, *(_percent(table["per_joint"].get(joint)) for table in tables.values()))
     for row in ("mean", "weighted_mean", "limbs"):
         by_joint.add_row(row, *(_percent(table[row]) for table in tables.values()))
-    console.print(by_joint)
+    _show(by_joint, as_markdown)
 
 
 def _print_clips(scored: dict[str, dict[str, Any]], as_json: bool, as_markdown: bool) -> None:
@@ -331,15 +352,21 @@ def _print_clips(scored: dict[str, dict[str, Any]], as_json: bool, as_markdown: 
     if as_json:
         typer.echo(json.dumps(scored))
         return
-    from rich.box import MARKDOWN, ROUNDED
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("clip", *scored, box=MARKDOWN if as_markdown else ROUNDED)
+    table = Table("clip", *scored)
     for key in dict.fromkeys(key for scores in scored.values() for key in scores):
         values = (scores.get(key) for scores in scored.values())
         table.add_row(key, *("" if v is None else f"{v:.4g}" for v in values))
-    Console(width=160).print(table)
+    _show(table, as_markdown)
+
+
+def _show(table: Table, as_markdown: bool) -> None:
+    from rich.box import MARKDOWN
+
+    if as_markdown:
+        table.box = MARKDOWN
+    print_table(table, whole=as_markdown)
 
 
 def _percent(value: float | None) -> str:

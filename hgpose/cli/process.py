@@ -13,6 +13,7 @@ from hgpose.options import EstimatorOptions, Style, VideoOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from hgpose.estimate import Estimator
     from hgpose.pipeline import Summary
@@ -198,13 +199,12 @@ def images(
 
 def _process(how: EstimatorOptions, work: Callable[[Estimator, Report], Sequence[Summary]]) -> None:
     """Loads the networks, does the work under a progress bar, prints the table; exit 1 if anything failed."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from hgpose.device import leave_a_core
     from hgpose.estimate import load_estimator
 
-    console = Console(stderr=True)
+    console = plain_console()
     leave_a_core()
     estimator = load_estimator(how)
     print_start(console, estimator)
@@ -235,14 +235,28 @@ def _process(how: EstimatorOptions, work: Callable[[Estimator, Report], Sequence
         raise typer.Exit(1)
 
 
+def plain_console(stderr: bool = True, width: int | None = None) -> Console:
+    """A terminal on which names stand as they are, whatever brackets and colons they hold."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+def print_table(table: Table, whole: bool = False) -> None:
+    """Prints a table on standard output, with whole rows where that is no terminal, or if they must be."""
+    console = plain_console(stderr=False)
+    if whole or not console.is_terminal:
+        width = console.measure(table, options=console.options.update(width=10_000)).maximum
+        console = plain_console(stderr=False, width=width)
+    console.print(table)
+
+
 def print_start(console: Console, estimator: Estimator) -> None:
     """One line: device, model, detector."""
     precision = "half precision" if estimator.crops.network.half else "float32"
     console.print(
         f"device {estimator.device} ({precision}), model {estimator.model.name}, "
         f"detector {estimator.options.detector}",
-        highlight=False,
-        markup=False,
     )
 
 
@@ -257,15 +271,9 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
     for s in summaries:
         for _, reason in s.problems if len(s.problems) > FAILURES_NAMED else ():
             console.print(Text.assemble(("unreadable: ", "bold yellow"), printable(reason)), soft_wrap=True)
-    table = Table(
-        Column("input", overflow="fold"),
-        "frames",
-        "with people",
-        "most people",
-        "seconds",
-        "frames/s",
-        "state",
-    )
+    headers = ("input", "frames", "with people", "most people", "seconds", "frames/s", "state")
+    # Numbers, too, stay whole in a narrow terminal.
+    table = Table(*(Column(header, overflow="fold") for header in headers))
     for s in summaries:
         name = Text(printable(s.name))
         if s.error is not None:
@@ -287,7 +295,7 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
     for file in (file for s in summaries if not s.kept for file in s.files):
         console.print(Text(f"wrote {printable(file)}"), soft_wrap=True)
     if sides := sum(s.sides_corrected for s in summaries):
-        console.print(f"left and right were exchanged, and put right, in {sides} poses", highlight=False)
+        console.print(f"left and right were exchanged, and put right, in {sides} poses")
     for s in summaries:
         if s.warning is not None:
             warning = printable(f"{s.name}: {s.warning}")
@@ -299,7 +307,7 @@ def print_summaries(console: Console, estimator: Estimator, summaries: Sequence[
             console.print(Text.assemble(("damaged: ", "bold yellow"), damage), soft_wrap=True)
     if any(s.files for s in summaries):
         names = ", ".join(f"{i} {name}" for i, name in enumerate(estimator.keypoint_set.names))
-        console.print(f"keypoints: {names}", highlight=False, soft_wrap=True)
+        console.print(f"keypoints: {names}", soft_wrap=True)
 
 
 def print_error(console: Console, message: str) -> None:

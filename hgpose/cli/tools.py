@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from hgpose.cli.process import SAVE, Backend, Device, Half, Save, Weights, print_start, print_summaries
+from hgpose.cli.process import (
+    SAVE,
+    Backend,
+    Device,
+    Half,
+    Save,
+    Weights,
+    plain_console,
+    print_start,
+    print_summaries,
+    print_table,
+)
 from hgpose.options import EstimatorOptions, VideoOptions
 
 _E, _V = EstimatorOptions(), VideoOptions()
@@ -20,13 +31,12 @@ def demo(
     device: Device = _E.device,
 ) -> None:
     """Run everything on the clip that ships with the package, and score it against the exact truth."""
-    from rich.console import Console
 
     from hgpose.demo import CLIP, score_demo
     from hgpose.estimate import load_estimator
     from hgpose.process import process_video
 
-    console = Console(stderr=True)
+    console = plain_console()
     estimator = load_estimator(EstimatorOptions(weights=weights, device=device))
     print_start(console, estimator)
     with console.status("the demo clip: two people, rendered"):
@@ -36,25 +46,24 @@ def demo(
     console.print(
         f"found {score.found:.0%} of the people, PCK@0.2 {score.pck:.1f} % against the exact joints\n"
         f"look at {out / CLIP.name}, then try: hgpose video YOUR.mp4 -o results",
-        highlight=False,
+        soft_wrap=True,
     )
 
 
 def doctor(device: Device = _E.device) -> None:
     """Say what is installed, which device is used, and whether it works."""
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from hgpose.doctor import examine
 
-    table = Table("", "what", "found")
+    table = Table("", "what", Column("found", overflow="fold"))
     bad = 0
     for finding in examine(device):
         mark = Text("ok", "green") if finding.good else Text("bad", "bold red")
         table.add_row(mark, finding.what, Text(finding.found))
         bad += not finding.good
-    Console().print(table)
+    print_table(table)
     if bad:
         sys.exit(1)
 
@@ -76,7 +85,6 @@ def bench(
     ] = 15.0,
 ) -> None:
     """Measure each stage alone and the pipeline, in frames a second."""
-    from rich.console import Console
     from rich.table import Table
 
     from hgpose.bench import benchmark
@@ -84,7 +92,7 @@ def bench(
     from hgpose.device import leave_a_core
     from hgpose.estimate import load_estimator
 
-    console = Console()
+    console = plain_console(stderr=False)
     leave_a_core()
     estimator = load_estimator(EstimatorOptions(weights=weights, device=device, half=half, backend=backend))
     print_start(console, estimator)
@@ -99,5 +107,4 @@ def bench(
         f"{result.people:.1f} people a frame; of the time to find and follow people the detector takes "
         f"{result.detector:.0%}, crops and the pose network {result.pose:.0%}\n"
         f"all together reach {result.ratio:.0%} of {result.slowest} alone",
-        highlight=False,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hgpose.cli.process import plain_console
 from hgpose.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -202,18 +203,18 @@ def train_person(
 
 
 def _run(task: Task, options: TrainOptions) -> None:
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from hgpose.train.loop import Progress as State
     from hgpose.train.loop import Trainer
 
-    console = Console()
+    console = plain_console(stderr=False)
     trainer = Trainer(task, options)
     parameters = sum(p.numel() for p in trainer.model.parameters()) / 1e6
     console.print(
         f"{task.card().name}: {parameters:.2f} M parameters, {len(task.dataset)} samples, "
-        f"device {trainer.device}, {'bfloat16' if trainer.half else 'float32'}, run in {options.out}"
+        f"device {trainer.device}, {'bfloat16' if trainer.half else 'float32'}, run in {options.out}",
+        soft_wrap=True,
     )
     columns = (
         TextColumn("step {task.fields[step]}"),
@@ -240,4 +241,4 @@ def _run(task: Task, options: TrainOptions) -> None:
             )
 
         best = trainer.run(report)
-    console.print(f"best weights: {best}")
+    console.print(f"best weights: {best}", soft_wrap=True)

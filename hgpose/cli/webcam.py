@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +27,7 @@ from hgpose.cli.process import (
     Threshold,
     Track,
     Weights,
+    plain_console,
     print_start,
     print_summaries,
 )
@@ -95,7 +95,6 @@ def webcam(
         mirror=mirror, record=record, save=tuple(save.split(",")), detect_every=detect_every, window=window,
         serve=serve, host=host, style=Style(line_width, black, boxes, labels, threshold),
     )  # fmt: skip
-    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
@@ -104,7 +103,7 @@ def webcam(
     from hgpose.estimate import load_estimator
     from hgpose.live import watch_camera
 
-    console = Console(stderr=True)
+    console = plain_console()
     leave_a_core()
     estimator = load_estimator(how)
     print_start(console, estimator)
@@ -119,9 +118,8 @@ def webcam(
                 line.update(Text(str(status)))
             last = status
 
-        number_or_url = int(camera) if re.fullmatch(r"\d+", camera) else camera
-        summary = watch_camera(number_or_url, estimator, what, report)
-    console.print(str(last), highlight=False)
+        summary = watch_camera(camera, estimator, what, report)
+    console.print(str(last))
     print_summaries(console, estimator, [replace(summary, damage=None)])
     if summary.damage is not None:
         raise InputError(f"camera ended: {summary.damage}; files hold what came before")
@@ -130,9 +128,9 @@ def webcam(
 def _print_views(console: Console, what: CameraOptions, status: LiveStatus) -> None:
     """Where there is something to see, and advice if there is nothing."""
     if what.window and status.no_window is not None:
-        console.print(f"no window: {status.no_window}", highlight=False, markup=False)
+        console.print(f"no window: {status.no_window}")
     if status.url is not None:
-        console.print(f"preview at {status.url}", highlight=False, markup=False)
+        console.print(f"preview at {status.url}")
     if status.no_window is not None and status.url is None and what.record is None:
         console.print("nothing is shown or recorded; add --serve 8000 to watch in a browser, or --record OUT")
     console.print("Ctrl-C ends" if status.no_window is not None else "q in the window, or Ctrl-C, ends")

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hgpose.cli.process import plain_console, print_table
+
 weights_app = typer.Typer(help="List, fetch and convert weights.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="As 'hgpose weights list' has it.", show_default=False)]
@@ -18,14 +20,13 @@ _NARROW = 60
 @weights_app.command("list")
 def list_weights() -> None:
     """Show the weights that are here and those that can be fetched."""
-    from rich.console import Console
     from rich.table import Column, Table
 
     from hgpose.errors import WeightsError
     from hgpose.registry import PUBLISHED
     from hgpose.weights import cache_folder, read_card, weights_folder
 
-    console = Console()
+    console = plain_console(stderr=False)
     whole = console.width >= _NARROW or not console.is_terminal
     table = Table(Column("name", no_wrap=whole, overflow="fold"), box=None, pad_edge=False)
     for header in ("where", "keypoints", "input px", "score", "licence"):
@@ -44,10 +45,7 @@ def list_weights() -> None:
         if not (cache_folder() / f"{name}.safetensors").is_file():
             side = str(weights.input_px)
             table.add_row(name, "to fetch", weights.keypoint_set, side, _score(name), weights.licence)
-    if not console.is_terminal:
-        # Into a pipe or a file: a line an entry, however long.
-        console = Console(width=console.measure(table, options=console.options.update(width=10_000)).maximum)
-    console.print(table)
+    print_table(table)
     if bad:
         raise WeightsError("; ".join(bad))
 
@@ -98,13 +96,12 @@ def info(name: AnyWeights = "") -> None:
 @weights_app.command("fetch")
 def fetch_weights(name: Name = "") -> None:
     """Fetch published weights; afterwards --weights NAME finds them."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
     from hgpose.registry import fetch
 
     _check_name(name)
-    console = Console(stderr=True)
+    console = plain_console()
     with Progress(
         BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True
     ) as bar:

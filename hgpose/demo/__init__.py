@@ -35,14 +35,15 @@ def score_demo(results: Path) -> DemoScore:
     truth = json.loads(TRUTH.read_text(encoding="utf-8"))
     document = json.loads(results.read_text(encoding="utf-8"))
     keypoints = keypoint_set(document["keypoint_set"])
-    order = keypoints.order_from(tuple(truth["categories"][0]["keypoints"]))
+    names = truth["categories"][0]["keypoints"]
     frames = {frame["frame"]: frame["people"] for frame in document["frames"]}
     wanted, given = [], []
     for image in truth["images"]:
         people = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
         if not people:
             continue
-        joints = np.array([a["keypoints"] for a in people], np.float64).reshape(len(people), -1, 3)[:, order]
+        joints = np.array([a["keypoints"] for a in people], np.float64).reshape(len(people), len(names), 3)
+        joints = keypoints.rows_of(joints, names)
         areas = np.array([a["area"] for a in people])
         found = np.array([p["keypoints"] for p in frames[image["id"]]], np.float64)
         best = np.full_like(joints[..., :2], np.nan)

@@ -128,9 +128,7 @@ def rendered(folder: Path, report: Callable[[str], None] = lambda name: None) ->
                 try:
                     render(scene, *parts)
                 except ModuleNotFoundError as error:
-                    raise InputError(
-                        f"rendering needs {error.name}: pip install -c constraints.txt '.[demo]'"
-                    ) from error
+                    raise InputError(f"rendering needs {error.name}: pip install 'hgpose[demo]'") from error
                 # Where there is a truth there is a whole video.
                 parts[0].replace(video)
                 parts[1].replace(truth)

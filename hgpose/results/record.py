@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgpose.errors import InputError
-from hgpose.keypoints import KEYPOINT_SETS, KeypointSet
+from hgpose.keypoints import KEYPOINT_SETS, KeypointSet, usual_skeleton
 from hgpose.types import ModelInfo, Poses, SourceInfo
 
 T = TypeVar("T")
@@ -157,11 +157,11 @@ def checked_text(value: Any) -> str:
 
 
 def named_set(name: str, names: tuple[str, ...], skeleton: Iterable[Iterable[int]] = ()) -> KeypointSet:
-    """The known set with these names, or one without sigmas."""
+    """The known set with these names, or one without sigmas, and with the usual skeleton if none is given."""
     for known in KEYPOINT_SETS.values():
         if known.names == names:
             return known
-    edges = tuple((names[a], names[b]) for a, b in skeleton)
+    edges = tuple((names[a], names[b]) for a, b in skeleton) or usual_skeleton(names)
     return KeypointSet(name, names, edges, (float("nan"),) * len(names))
 
 

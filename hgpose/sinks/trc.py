@@ -73,7 +73,8 @@ class TrcSink(FolderSink):
                 points[np.isnan(points).any(axis=1)] = np.nan
                 points[:, 2] *= 0
                 cells = ("NaN" if np.isnan(v) else str(v) for v in points.ravel().tolist())
-                opened.write("\t".join([str(frame.index + 1), str(frame.time_s), *cells]) + "\n")
+                time_s = float(frame.index) if self._run.is_image_set else frame.time_s
+                opened.write("\t".join([str(frame.index + 1), str(time_s), *cells]) + "\n")
                 if frame.row == self._spans[number].last:
                     present.pop(number).close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgpose.errors import InputError
-from hgpose.sources.video import VideoSource
+from hgpose.sources.video import STREAM_URL, VideoSource
 from hgpose.types import Frame, SourceInfo
 
 _FALLBACK_FPS = Fraction(30)
@@ -34,12 +36,17 @@ class CameraSource:
     is when the frame was read, seconds after the first, on a clock that never steps.
 
     Args:
-        camera: index of a device, or a URL as :class:`~hgpose.sources.video.VideoSource` takes it.
+        camera: index of a device (or ``/dev/video<index>``), or a stream as
+            :class:`~hgpose.sources.video.VideoSource` takes it: a URL, or ``-``.
         mirror: swaps left and right, as one expects of one's own picture.
+
+    Attributes:
+        start_s: what ``time.monotonic`` said at the first frame; known once the source is entered.
     """
 
     def __init__(self, camera: int | str, *, mirror: bool = False) -> None:
-        self._camera = camera
+        number = re.fullmatch(r"(?:/dev/video)?(-?\d+)", str(camera))
+        self._camera = int(number[1]) if number else str(camera)
         self._mirror = mirror
         self._info: SourceInfo | None = None
         self._thread: threading.Thread | None = None
@@ -81,6 +88,11 @@ class CameraSource:
             InputError: there is no such camera, or it gives no picture.
         """
         with ExitStack() as resources:
+            if isinstance(self._camera, str) and self._camera != "-" and not STREAM_URL.match(self._camera):
+                raise InputError(
+                    f"{self._camera!r} is neither the number of a camera nor an http or rtsp URL; "
+                    "hgpose video takes files"
+                )
             if isinstance(self._camera, int):
                 fps, images = resources.enter_context(_device(self._camera))
                 name = f"camera {self._camera}"
@@ -92,6 +104,7 @@ class CameraSource:
             if first is None:
                 raise InputError(f"{name}: gives no picture; check that no other program uses it")
             height, width = first.shape[:2]
+            self.start_s = time.monotonic()
             self._info = SourceInfo(name, width, height, fps, time_base=_TIME_BASE)
             # The thread owns the camera from here on, as it alone knows when no read is under way.
             self._thread = threading.Thread(
@@ -126,15 +139,17 @@ class CameraSource:
     def _read(
         self, first: NDArray[np.uint8], images: Iterator[NDArray[np.uint8]], resources: ExitStack
     ) -> None:
-        start = time.monotonic()
         image: NDArray[np.uint8] | None = first
         index = 0
         try:
             with resources:
                 while image is not None and not self._stopped:
+                    if image.shape != first.shape:
+                        # A device may change its format at any time, files cannot.
+                        image = np.asarray(cv2.resize(image, first.shape[1::-1]), dtype=np.uint8)
                     if self._mirror:
                         image = np.asarray(cv2.flip(image, 1), dtype=np.uint8)
-                    frame = Frame(image, index, time.monotonic() - start)
+                    frame = Frame(image, index, time.monotonic() - self.start_s)
                     with self._changed:
                         self._dropped += self._newest is not None
                         self._newest = frame
@@ -168,7 +183,10 @@ def _device(index: int) -> Iterator[tuple[Fraction, Iterator[NDArray[np.uint8]]]
                 "uses it and that you may use it, or try another number"
             )
         fps = capture.get(cv2.CAP_PROP_FPS)
-        yield Fraction(fps).limit_denominator(1001) if fps > 0 else _FALLBACK_FPS, _pictures(capture)
+        yield (
+            Fraction(fps).limit_denominator(1001) if 0 < fps < math.inf else _FALLBACK_FPS,
+            _pictures(capture),
+        )
     finally:
         capture.release()
 

@@ -42,7 +42,7 @@ _PROTOCOLS = {
     "rtsp": "rtsp,rtp,udp,tcp",
     "rtsps": "rtsps,rtsp,rtp,udp,tcp,tls",
 }
-_URL = re.compile(rf"({'|'.join(_PROTOCOLS)})://", re.IGNORECASE)
+STREAM_URL = re.compile(rf"({'|'.join(_PROTOCOLS)})://", re.IGNORECASE)
 _NETWORK_TIMEOUT_S = 10.0
 #: How often a stalled standard input is given up on if it shall stop.
 _TICK_S = 0.1
@@ -261,14 +261,14 @@ class VideoSource:
 
     def _open(self, resources: ExitStack) -> tuple[InputContainer, str, Path | None]:
         location = self._location
-        url = _URL.match(location) if isinstance(location, str) else None
+        url = STREAM_URL.match(location) if isinstance(location, str) else None
         self._is_url = url is not None
         try:
             if url and isinstance(location, str):
                 parts = urlsplit(location)
-                # Neither password nor query belongs in results and messages.
-                name, path = f"{parts.hostname}{parts.path}", None
                 scheme = url[1].lower()
+                # Neither password nor query belongs in results and messages.
+                name, path = f"{parts.hostname or f'{scheme}://'}{parts.path}", None
                 options = {"protocol_whitelist": _PROTOCOLS[scheme], "rtsp_flags": "prefer_tcp"}
                 if self._live:
                     options |= {"fflags": "nobuffer", "analyzeduration": "1000000"}

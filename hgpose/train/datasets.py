@@ -469,8 +469,7 @@ def _keypoint_table(
     annotation: CocoAnnotation, names: tuple[str, ...], keypoints: KeypointSet
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
     """One person's x, y, v in the order of the wanted set ``(K, 3)``, weights and confirmed ``(K,)``."""
-    order = keypoints.order_from(names)
-    table = np.where((order >= 0)[:, None], annotation.keypoints(names)[order], 0).astype(np.float32)
+    table = keypoints.rows_of(annotation.keypoints(names), names).astype(np.float32)
     weights = (table[:, 2] > 0).astype(np.float32)
     confirmed = np.zeros(len(weights), dtype=np.bool_)
     if (source := annotation.entry.get("keypoint_source")) is not None:
@@ -482,7 +481,7 @@ def _keypoint_table(
             raise InputError(
                 f"{annotation.where} has keypoint sources beside 0 to {len(_SOURCE_WEIGHT) - 1}; correct them"
             )
-        sources = np.where(order >= 0, np.asarray(source)[order], 0)
+        sources = keypoints.rows_of(np.asarray(source)[:, None], names)[:, 0]
         weights *= _SOURCE_WEIGHT[sources]
         confirmed = _SOURCE_CONFIRMED[sources]
     return table, weights, confirmed

@@ -118,7 +118,7 @@ def check_run(options: TrainOptions) -> None:
         OutputError: the folder cannot be made.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise TrainingError("the curves need matplotlib: pip install hgpose[train]")
+        raise TrainingError("the curves need matplotlib: pip install 'hgpose[train]'")
     with output_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     if options.resume:

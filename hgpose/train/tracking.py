@@ -9,7 +9,9 @@ Symbols: N people, K keypoints, T frames. Points and boxes are image px.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -84,15 +86,14 @@ def load_truth(path: Path, keypoint_set: KeypointSet) -> list[TrueFrame]:
 
     Args:
         path: the file.
-        keypoint_set: whose keypoints are wanted, in its order.
+        keypoint_set: whose keypoints are wanted, in its order; those that the file lacks count as outside.
 
     Raises:
-        InputError: not such a file, without people, or a keypoint is missing.
+        InputError: not such a file, or without people.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         names = tuple(document["categories"][0]["keypoints"])
-        order = keypoint_set.order_from(names)
         people: dict[int, list[Any]] = {image["id"]: [] for image in document["images"]}
         for annotation in document["annotations"]:
             people[annotation["image_id"]].append(annotation)
@@ -109,7 +110,7 @@ def load_truth(path: Path, keypoint_set: KeypointSet) -> list[TrueFrame]:
             frames.append(
                 TrueFrame(
                     np.array([a["track_id"] for a in here], np.int64),
-                    joints[:, order],
+                    keypoint_set.rows_of(joints, names),
                     outlines,
                     np.array(boxes, np.float32).reshape(-1, 4),
                     int(image.get("shot", 0)),
@@ -124,6 +125,16 @@ def load_truth(path: Path, keypoint_set: KeypointSet) -> list[TrueFrame]:
     if not any(len(frame.ids) for frame in frames):
         raise InputError(f"{path}: nobody is in it, so there is nothing to score")
     return frames
+
+
+def check_packages() -> None:
+    """Whether ids can be scored here.
+
+    Raises:
+        InputError: motmetrics is not installed.
+    """
+    if importlib.util.find_spec("motmetrics") is None:
+        raise InputError("scores of ids need motmetrics: pip install 'hgpose[train]'")
 
 
 def lives(truth: Sequence[TrueFrame], fps: float, lost_s: float) -> list[NDArray[np.int64]]:
@@ -346,12 +357,7 @@ def score_clip(
 
 def _events(truth: Sequence[TrueFrame], true_ids: Sequence[NDArray[np.int64]], found: Sequence[Poses]) -> Any:
     """A motmetrics accumulator of a clip's frames."""
-    try:
-        import motmetrics
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"scores of ids need {error.name}: pip install -c constraints.txt '.[train]'"
-        ) from error
+    import motmetrics
 
     events = motmetrics.MOTAccumulator(auto_id=True)
     for frame, ids, poses in zip(truth, true_ids, found, strict=True):
@@ -501,7 +507,13 @@ def score_video(
         "ids": len({i for p in some.poses for i in p.ids.tolist()}),
         "sides_corrected": some.sides_corrected,
         **{f"jitter_{s}": value for s, value in jitter.items()},
-        **{f"jitter_falls_by_{s}_percent": 100 * (1 - jitter[s] / jitter["none"]) for s in SMOOTHINGS[1:]},
+        **{
+            # Where nothing moves there is none to take away.
+            f"jitter_falls_by_{s}_percent": 100 * (1 - jitter[s] / jitter["none"])
+            if jitter["none"]
+            else math.nan
+            for s in SMOOTHINGS[1:]
+        },
     }
 
 
