@@ -242,6 +242,9 @@ def run(
         if not (summary.frames or live or chunking.partial):
             why = summary.damage or "none lies in the part that was asked for"
             raise InputError(f"{summary.name}: no frame to process: {why}")
+        who = estimator.options.person
+        if who.startswith("id:") and not (summary.frames_with_people or chunking.partial):
+            summary.warning = f"nobody has {who}; without --person the CSV tells who has which id"
         if given is not None:
             unread = [name for name, _ in summary.problems]
             try:

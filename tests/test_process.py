@@ -192,6 +192,14 @@ def test_frames_with_nobody_are_in_every_output(tmp_path: Path, blind: Estimator
     assert len(decoded(tmp_path / "out" / "clip.mp4")) == 5
 
 
+def test_an_id_that_nobody_has_is_told(tmp_path: Path, blind: Estimator) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=5)
+    assert process_video(clip, tmp_path / "all", blind).warning is None
+    blind.options = replace(blind.options, person="id:9")
+    warning = process_video(clip, tmp_path / "one", blind).warning
+    assert warning is not None and "nobody has id:9" in warning
+
+
 def test_only_what_was_asked_for_is_written(tmp_path: Path, blind: Estimator) -> None:
     clip = write_clip(tmp_path / "clip.mp4", frames=3)
     summary = process_video(clip, tmp_path / "out", blind, VideoOptions(save=("csv", "csv")))
