@@ -22,7 +22,7 @@ from hgpose.weights import Card, load_weights, save_weights
 
 #: Rounding in another order of additions; the maps are of the order of 1.
 TOLERANCE = 1e-4
-POSE = {"kind": "stacked_hourglass", "outputs": 5, "stacks": 2, "width": 8, "depth": 1}
+POSE = {"kind": "stacked_hourglass", "outputs": 17, "stacks": 2, "width": 8, "depth": 1}
 FINDER = {"kind": "person_finder", "width": 8, "depth": 1}
 
 

@@ -419,7 +419,7 @@ def test_new_run_begins_a_new_log(tmp_path: Path) -> None:
 
 def test_matplotlib_is_asked_for_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TrainingError, match=r"pip install hgpose\[train\]"):
+    with pytest.raises(TrainingError, match=r"pip install 'hgpose\[train\]'"):
         Trainer(Toy(), options(tmp_path))
 
 

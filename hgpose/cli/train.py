@@ -84,7 +84,7 @@ def train_pose(
     images: Images = None,
     out: Out = Path("runs/pose"),
     keypoints: Annotated[str, typer.Option("--keypoints", help="Keypoint set to predict.")] = "body19",
-    stacks: Stacks = 3,
+    stacks: Stacks = 4,
     width: Width = 128,
     empty: Annotated[
         Path | None,

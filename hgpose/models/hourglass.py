@@ -210,7 +210,7 @@ class StackedHourglass(nn.Module):
     def __init__(
         self,
         outputs: int,
-        stacks: int = 3,
+        stacks: int = 4,
         width: int = 128,
         depth: int = 4,
         stem: Sequence[int] | None = None,
