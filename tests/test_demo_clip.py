@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import av
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hgpose.demo import CLIP, TRUTH
+from hgpose.demo import CLIP, TRUTH, DemoScore, score_demo
 from hgpose.demo.body import JOINTS, Look, Pose, rotation
 from hgpose.demo.make_clip import Actor, jumping_jacks, punch, squats, stand, walk, wave
 from hgpose.demo.render import Camera, _rasterise
-from hgpose.keypoints import BODY19
+from hgpose.keypoints import BODY19, KEYPOINT_SETS
 
 Images = NDArray[np.uint8]
 
@@ -55,6 +56,18 @@ def test_truth_has_every_frame_and_size(clip: Images, truth: dict[str, Any]) -> 
     people = [(a["image_id"], a["track_id"]) for a in truth["annotations"]]
     assert sorted(people) == [(index, person) for index in range(count) for person in (1, 2)]
     assert len({a["id"] for a in truth["annotations"]}) == 2 * count
+
+
+@pytest.mark.parametrize("name", KEYPOINT_SETS)
+def test_the_truth_itself_scores_100(name: str, truth: dict[str, Any], tmp_path: Path) -> None:
+    keypoints = KEYPOINT_SETS[name]
+    frames: list[dict[str, Any]] = [{"frame": image["id"], "people": []} for image in truth["images"]]
+    for annotation in truth["annotations"]:
+        joints = keypoints.rows_of(_joints(annotation), BODY19.names)
+        frames[annotation["image_id"]]["people"].append({"keypoints": joints.tolist()})
+    results = tmp_path / "r.json"
+    results.write_text(json.dumps({"keypoint_set": name, "frames": frames}))
+    assert score_demo(results) == DemoScore(found=1.0, pck=100.0)
 
 
 def test_truth_names_body19(truth: dict[str, Any]) -> None:

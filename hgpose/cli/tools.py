@@ -31,7 +31,6 @@ def demo(
     device: Device = _E.device,
 ) -> None:
     """Run everything on the clip that ships with the package, and score it against the exact truth."""
-
     from hgpose.demo import CLIP, score_demo
     from hgpose.estimate import load_estimator
     from hgpose.process import process_video
