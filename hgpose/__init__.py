@@ -14,10 +14,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# PyTorch's threads spin while they wait for each other. Where decoder, encoder or other programs need
-# the same cores that costs most of the speed; asleep they leave the cores to those who work. Has to be
-# said before PyTorch is loaded, and leaves alone what the user set.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# PyTorch's threads wait for each other thousands of times an image. To be put to sleep and woken each time
+# takes as long as the work; to spin for long takes the cores from decoder, encoder and other programs. So
+# they spin for a tenth of a millisecond or so, then sleep: Linux (libgomp) counts turns, others (libomp)
+# milliseconds. Has to be said before PyTorch is loaded, and leaves alone what the user set.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.environ.setdefault("KMP_BLOCKTIME", "1")
 # The order in which small products are summed up must not depend on the number of threads.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 

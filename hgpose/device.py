@@ -51,8 +51,14 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def leave_a_core() -> None:
-    """Networks take all cores but one from here on: decoding, drawing and encoding go on beside them."""
-    torch.set_num_threads(max(min(torch.get_num_threads(), usable_cores() - 1), 1))
+    """Networks take all cores but one from here on: decoding, drawing and encoding go on beside them.
+
+    Of two cores they take both: half their speed is more than what goes on beside them needs. Not so where
+    bfloat16 makes them quick.
+    """
+    cores = usable_cores()
+    left = 1 if cores > 2 or has_fast_bfloat16(torch.device("cpu")) else 0
+    torch.set_num_threads(max(min(torch.get_num_threads(), cores - left), 1))
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:

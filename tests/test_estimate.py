@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from hgpose import weights
+from hgpose import device, weights
 from hgpose.detect import GivenBoxes, PersonDetector, WholeFrame
 from hgpose.errors import InputError, OptionsError, WeightsError
 from hgpose.estimate import CropEstimator, Estimator, keypoint_box, load_estimator
@@ -327,3 +330,34 @@ def test_a_second_thread_changes_no_bit() -> None:
     finally:
         torch.set_num_threads(threads)
     assert len(set(answers)) == 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "bfloat16", "threads"),
+    [(1, False, 1), (2, False, 2), (2, True, 1), (3, False, 2), (8, False, 7), (8, True, 7), (32, False, 16)],
+)
+def test_networks_leave_a_core_where_it_costs_little(
+    monkeypatch: pytest.MonkeyPatch, cores: int, bfloat16: bool, threads: int
+) -> None:
+    said: list[int] = []
+    monkeypatch.setattr(device, "usable_cores", lambda: cores)
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda _: bfloat16)
+    # As PyTorch has it on processors with two threads a core from 16 cores on.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: min(cores, 16))
+    monkeypatch.setattr(torch, "set_num_threads", said.append)
+    device.leave_a_core()
+    assert said == [threads]
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_threads_wait_awake_for_a_moment_unless_told_otherwise(given: dict[str, str]) -> None:
+    names = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+    kept = {key: value for key, value in os.environ.items() if key not in names}
+    code = f"import os, hgpose; print(*(os.environ.get(name) for name in {names}))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **given}, capture_output=True, text=True, check=True
+    ).stdout.split()
+    if "OMP_WAIT_POLICY" in given:
+        assert found == ["ACTIVE", "None"]
+    else:
+        assert found == ["None", given.get("GOMP_SPINCOUNT", "3000")]

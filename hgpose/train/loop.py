@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import csv
+import ctypes
 import hashlib
 import importlib.util
 import io
 import math
 import pickle
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -165,6 +167,21 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
+def _keep_freed_memory() -> None:
+    """Has glibc keep what a step has freed for the next one.
+
+    It otherwise hands such large blocks back to the system, which clears them page by page when they are
+    asked for again: a fifth of a step, a third with ``--freeze-stem``.
+    """
+    if sys.platform == "linux":
+        # Numbers from malloc.h: M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, of which 32 MB is the most.
+        # Other C libraries lack the function, or take it for nothing.
+        with suppress(AttributeError):
+            tune = ctypes.CDLL(None).mallopt
+            tune(-1, 2**31 - 1)
+            tune(-3, 2**25)
+
+
 def _optimizers(model: nn.Module, options: TrainOptions) -> list[Optimizer]:
     """Muon for the kernels inside the network, AdamW for first and last layers, biases and norms."""
     kernels: list[nn.Parameter] = []
@@ -272,6 +289,8 @@ class Trainer:
             OutputError: the folder cannot be written to, or the disk is full.
         """
         options = self.options
+        if self.device.type == "cpu":
+            _keep_freed_memory()
         loader = DataLoader(
             self.task.dataset,
             batch_sampler=_Order(self.samples, options.batch, options.seed, self.step),
