@@ -171,7 +171,7 @@ def _keep_freed_memory() -> None:
     """Has glibc keep what a step has freed for the next one.
 
     It otherwise hands such large blocks back to the system, which clears them page by page when they are
-    asked for again: a fifth of a step, a third with ``--freeze-stem``.
+    asked for again: a good part of a step, of one with ``--freeze-stem`` above all.
     """
     if sys.platform == "linux":
         # Numbers from malloc.h: M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, of which 32 MB is the most.
