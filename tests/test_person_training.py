@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import write_png
 from numpy.typing import NDArray
+from torch import Tensor
 from typer.testing import CliRunner
 
 from hgpose.cli import app
@@ -23,7 +24,7 @@ from hgpose.options import TrainOptions
 from hgpose.train.augment import Augmentation
 from hgpose.train.datasets import BoxSet
 from hgpose.train.loop import Trainer
-from hgpose.train.person import PersonTask, box_loss, box_targets, centre_loss, in_view
+from hgpose.train.person import PersonTask, aligned_loss, box_targets, choose_learners, in_view
 from hgpose.weights import read_card
 
 Boxes = Callable[[list[list[tuple[int, int, int, int]]]], BoxSet]
@@ -48,18 +49,14 @@ def targets(
 
 def test_target_of_one_person() -> None:
     made = targets((10, 6, 38, 58))
-    # The middle (24, 32) is heatmap px (2.6, 3.6).
-    assert np.argwhere(made["centres"] == 1).tolist() == [[4, 3]]
+    assert made["people"][0].tolist() == [10, 6, 38, 58] and not made["people"][1:].any()
     assert (made["known"] == 1).all()
-    own = made["shares"] > 0
-    assert own[4, 3] and not own[0, 0]
-    assert (made["boxes"][:, own].T == [10, 6, 38, 58]).all()
     assert all(value.dtype == np.float32 for value in made.values())
 
 
 def test_target_of_nobody() -> None:
     made = targets()
-    assert not made["centres"].any() and not made["shares"].any() and (made["known"] == 1).all()
+    assert not made["people"].any() and (made["known"] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +69,7 @@ def test_target_of_nobody() -> None:
 )
 def test_people_that_neither_count_nor_err(box: tuple[int, ...], crowd: bool) -> None:
     made = targets(box, crowd=crowd)
-    assert not made["centres"].any() and not made["shares"].any()
+    assert not made["people"].any()
     x1, y1, x2, y2 = np.clip(box, 0, 63)
     assert made["known"][(y1 + y2) // 16, (x1 + x2) // 16] == 0
     assert made["known"].sum() > 0
@@ -83,16 +80,18 @@ def test_person_outside_the_view_leaves_no_trace() -> None:
         assert np.array_equal(value, targets()[key])
 
 
-def test_smaller_person_in_front_keeps_its_cells() -> None:
-    made = targets((2, 2, 62, 62), (24, 24, 40, 40))
-    assert made["boxes"][:, 4, 4].tolist() == [24, 24, 40, 40]
-    assert (made["centres"] == 1).sum() >= 1
-
-
 def test_box_leaving_the_view_is_learnt_as_far_as_seen() -> None:
-    made = targets((30, 10, 80, 50))
-    own = made["shares"] > 0
-    assert (made["boxes"][:, own].T == [30, 10, 63.5, 50]).all()
+    assert targets((30, 10, 80, 50))["people"][0].tolist() == [30, 10, 63.5, 50]
+
+
+def test_of_too_many_people_the_smallest_are_unknown() -> None:
+    rows = [(8.0 * (i % 8), 8.0 * (i // 8), 8.0 * (i % 8) + 8, 8.0 * (i // 8) + 12) for i in range(83)]
+    rows[5] = (40.0, 0.0, 47.0, 11.0)
+    made = targets(*rows, size_px=128)
+    assert made["people"].any(1).sum() == 80 and [40, 0, 47, 11] not in made["people"].tolist()
+    # A cell, and of each of the last two, as large as the others, two.
+    assert made["known"][0, 5] == 0 and (made["known"][10:12, 1:3] == 0).all()
+    assert (made["known"] == 0).sum() == 5
 
 
 @pytest.fixture
@@ -105,19 +104,19 @@ def black_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("epoch", range(12))
 def test_boxes_follow_their_pixels(boxes: Boxes, tmp_path: Path, black_canvas: None, epoch: int) -> None:
-    """The white rectangle of a view spans the box that the view's cells are told."""
+    """The white rectangle of a view spans the box that is told."""
     made, _ = task(boxes([[(38, 22, 62, 60)]]), tmp_path)
     made.dataset.aug = STILL
     item = made.dataset[(epoch, 0)]
     white = item["image"][0].numpy() > 127
-    own = item["shares"].numpy() > 0
-    if not own.any():
+    told = item["people"].numpy()
+    if not told.any():
         assert white.mean() < 0.2
         return
     ys, xs = np.nonzero(white)
     span = [xs.min() - 0.5, ys.min() - 0.5, xs.max() + 0.5, ys.max() + 0.5]
     # A turned rectangle's corners are thinner than a pixel.
-    assert np.allclose(item["boxes"].numpy()[:, own].T, span, atol=2)
+    assert np.allclose(told[0], span, atol=2) and not told[1:].any()
 
 
 @pytest.mark.parametrize("epoch", range(12))
@@ -129,7 +128,8 @@ def test_boxes_of_a_mosaic_follow_their_pixels(
     made.dataset.aug = QUARTERS
     item = made.dataset[(epoch, 0)]
     white = item["image"][0].numpy() > 127
-    told = np.unique(item["boxes"].numpy()[:, item["shares"].numpy() > 0].T, axis=0)
+    told = item["people"].numpy()
+    told = told[told.any(1)]
     assert len(told)
     covered = np.kron(item["known"].numpy() == 0, np.ones((8, 8), bool))
     for x1, y1, x2, y2 in (told + 0.5).round().astype(int):
@@ -154,42 +154,88 @@ def test_samples_depend_on_seed_epoch_and_index_alone(boxes: Boxes, tmp_path: Pa
     assert not torch.equal(first["image"], later["image"])
 
 
-def test_centre_loss_wants_the_centre() -> None:
-    made = {key: torch.from_numpy(value)[None] for key, value in targets((10, 6, 38, 58)).items()}
-    raw = (made["centres"] == 1).float() * 12 - 6
-    right = centre_loss(raw, made["centres"], made["known"])
-    wrong = centre_loss(raw.flip(-1), made["centres"], made["known"])
-    blind = centre_loss(torch.full_like(raw, -6), made["centres"], made["known"])
+def middles(size: int) -> Tensor:
+    """Of the cells of a map of so many a side, input px."""
+    along = torch.arange(size) * 8 + 3.5
+    return torch.cartesian_prod(along, along).flip(1)
+
+
+def test_learners_by_hand() -> None:
+    """Three cells see the person, two of them well; the best one is to score its overlap."""
+    person = torch.tensor([[[8.0, 8.0, 24.0, 40.0], [0, 0, 0, 0]]])
+    boxes = torch.zeros(1, 64, 4)
+    exact, half, outside = 2 * 8 + 1, 3 * 8 + 2, 7 * 8 + 7
+    boxes[0, [exact, outside]] = person[0, 0]
+    boxes[0, half] = torch.tensor([8.0, 8, 16, 40])
+    scores = torch.full((1, 64), 0.25)
+    goal, owner, learns = choose_learners(scores, boxes, middles(8), person)
+    assert goal[0, exact] == 1 and goal[0, half].item() == pytest.approx(0.5**4)
+    # However right its box is, a cell that does not lie on the person is not his.
+    assert goal[0, outside] == 0 and not learns[0, outside]
+    # All cells on him are fewer than ten: two columns, four rows.
+    assert learns.sum() == 8 and (owner[learns] == 0).all()
+
+
+def test_the_surer_of_two_equally_right_cells_is_to_score_most() -> None:
+    person = torch.tensor([[[8.0, 8.0, 24.0, 40.0]]])
+    boxes = person.expand(1, 64, 4)
+    scores = torch.full((1, 64), 0.16)
+    scores[0, 17] = 0.64
+    goal, _, _ = choose_learners(scores, boxes, middles(8), person)
+    assert goal[0, 17] == 1 and goal[0, 18].item() == pytest.approx(0.5)
+
+
+def test_at_most_ten_cells_learn_a_person_and_each_one_person() -> None:
+    people = torch.tensor([[[0.0, 0.0, 64.0, 64.0], [16.0, 16.0, 48.0, 48.0]]])
+    boxes = people[:, :1].expand(1, 64, 4).clone()
+    boxes[0, 27] = people[0, 1]
+    goal, owner, learns = choose_learners(torch.full((1, 64), 0.5), boxes, middles(8), people)
+    assert owner[0, 27] == 1 and goal[0, 27].item() == pytest.approx(1)
+    assert 11 <= learns.sum() <= 20 and (learns & (owner == 0)).sum() <= 10
+
+
+def test_a_tiny_person_is_learnt_by_the_cell_he_lies_in() -> None:
+    person = torch.tensor([[[16.5, 16.5, 18.5, 27.0]]])
+    _, _, learns = choose_learners(torch.full((1, 64), 0.01), torch.zeros(1, 64, 4), middles(8), person)
+    assert learns[0, 2 * 8 + 2]
+
+
+def test_loss_wants_the_right_box_scored() -> None:
+    wanted = torch.tensor([8.0, 8.0, 24.0, 40.0])
+    made = {key: torch.from_numpy(value)[None] for key, value in targets(wanted.tolist()).items()}
+    there = middles(8)
+    sides = torch.cat([there - wanted[:2], wanted[2:] - there], dim=1).clamp_min(1)
+    exact = sides.T.view(1, 4, 8, 8)
+    on = (sides.min(1).values > 1).view(1, 8, 8)
+    raw = on.float() * 12 - 6
+
+    def loss(raw: Tensor, distances: Tensor, known: Tensor = made["known"]) -> float:
+        return aligned_loss(raw, distances, made["people"], known).item()
+
+    right, blind, wrong = loss(raw, exact), loss(torch.full_like(raw, -6), exact), loss(-raw, exact)
     assert right < 0.1 < blind < wrong
-    # Where nothing is known, nothing is wrong.
-    assert centre_loss(raw.flip(-1), made["centres"] * 0, made["known"] * 0) == 0
+    # The box's share: all cells are half as wide as the person, wherever they are sure.
+    assert loss(raw, exact * torch.tensor([1, 1, 0.5, 1]).view(1, 4, 1, 1)) > right + 0.2
+    # Where nothing is known nothing is wrong, but who is there is learnt.
+    nobody = made["people"] * 0
+    assert aligned_loss(raw, exact, nobody, made["known"]) > 1
+    assert aligned_loss(raw, exact, nobody, made["known"] * 0) == 0
+    assert loss(torch.full_like(raw, -6), exact, made["known"] * 0) > 1
 
 
-def test_box_loss_by_hand() -> None:
-    box = torch.tensor([4.0, 8.0, 24.0, 40.0]).view(1, 4, 1, 1).expand(1, 4, 8, 8)
-    shares = torch.zeros(1, 8, 8)
-    shares[0, 2, 1] = 2.0
-    # Cell (1, 2) lies at input px (11.5, 19.5).
-    exact = torch.tensor([7.5, 11.5, 12.5, 20.5]).view(1, 4, 1, 1).expand(1, 4, 8, 8)
-    assert box_loss(exact, box, shares).item() == pytest.approx(0, abs=1e-5)
-    # Half as wide inside the same height: half overlaps, no empty hull.
-    half = torch.tensor([7.5, 11.5, 2.5, 20.5]).view(1, 4, 1, 1).expand(1, 4, 8, 8)
-    assert box_loss(half, box, shares).item() == pytest.approx(0.5)
-    assert box_loss(half, box, shares * 0).item() == 0
-
-
-def test_box_loss_agrees_with_decoding() -> None:
+def test_loss_agrees_with_decoding() -> None:
     """The boxes that :meth:`PersonFinder.decode` makes are those the loss has learnt."""
     wanted = (10.0, 6.0, 38.0, 58.0)
     made = {key: torch.from_numpy(value)[None] for key, value in targets(wanted).items()}
-    centre = torch.tensor([3.5 + 8 * 3, 3.5 + 8 * 4])
-    sides = torch.cat([centre - torch.tensor(wanted[:2]), torch.tensor(wanted[2:]) - centre])
-    distances = sides.view(1, 4, 1, 1).expand(1, 4, 8, 8)
-    only = torch.zeros(1, 8, 8)
-    only[0, 4, 3] = 1
-    assert box_loss(distances, made["boxes"], only).item() == pytest.approx(0, abs=1e-5)
-    found, _ = PersonFinder.decode((made["centres"] == 1).float() * 8 - 4, distances, max_people=1)
-    assert found[0, 0].tolist() == pytest.approx(wanted)
+    raw = torch.full((1, 8, 8), -4.0).requires_grad_()
+    sides = torch.full((1, 4, 8, 8), 3.0).requires_grad_()
+    optimizer = torch.optim.Adam([raw, sides], lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        aligned_loss(raw, sides.exp(), made["people"], made["known"]).backward()
+        optimizer.step()
+    found, scores = PersonFinder.decode(raw.detach(), sides.detach().exp(), max_people=2)
+    assert found[0, 0].tolist() == pytest.approx(wanted, abs=0.5) and scores[0, 0] > 0.9
 
 
 def test_overfits_two_images(boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
-"""The person task: varied views of whole images, centre and box targets, and average precision.
+"""The person task: varied views of whole images, which cells learn whom, and average precision.
 
-Targets are those of "Training-Time-Friendly Network" (Liu et al. 2020, arXiv:1909.00700, section 4):
-a Gaussian as wide as the person, whose every cell learns the box; it converges in a fraction of
-the steps that centre points alone need.
+Who learns a person is decided by who sees him best so far, as in "TOOD: Task-aligned One-stage Object
+Detection" (Feng et al. 2021, arXiv:2108.07755, section 3.2): the score of a cell then tells how right its
+box is, and not only how near to the middle it lies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from hgpose.detect import PersonDetector
 from hgpose.errors import InputError
-from hgpose.geometry import CropTransform, crop_to_heatmap, heatmap_to_crop
+from hgpose.geometry import CropTransform, heatmap_to_crop
 from hgpose.models import build_model
 from hgpose.models.finder import FINDER_STRIDE_PX, PersonFinder
 from hgpose.network import Network
@@ -33,8 +33,13 @@ from hgpose.train.loop import IMAGENET_MEAN, IMAGENET_STD, Samples, checksum, no
 from hgpose.train.metrics import COUNTED_HEIGHT, box_ap, count_people, match_boxes
 from hgpose.weights import Card
 
-#: Standard deviation of a centre's Gaussian as a share of the box (paper section 4.2, alpha / 6).
-_CENTRE_SPREAD = 0.54 / 6
+#: So many cells learn a person, and score and overlap count so much in their choice (paper section 3.2,
+#: m, alpha and beta; less for the overlap than there, as people's boxes are annotated loosely).
+_LEARNERS, _SCORE_POWER, _OVERLAP_POWER = 10, 0.5, 4.0
+#: Weight of the boxes' loss against the scores'.
+_BOX_WEIGHT = 2.5
+#: People of a view; more, the smallest, are neither wanted nor wrong.
+_MOST_PEOPLE = 80
 #: A person of whom less than this share is left in the view is neither wanted nor wrong.
 _LEAST_VISIBLE = 0.35
 #: Nor is one smaller than this, input px.
@@ -51,10 +56,9 @@ _Boxes = tuple[NDArray[np.floating], NDArray[np.bool_]]
 class PersonDataset(Samples):
     """Random views of images with person boxes. Items depend on seed, epoch and index alone.
 
-    Each item has, with h and w an eighth of the size: ``image`` ``(3, S, S)`` uint8 RGB; ``centres``
-    ``(h, w)`` float32 in [0, 1]; ``known`` ``(h, w)`` float32, 0 where a person is too small or cut;
-    ``boxes`` ``(4, h, w)`` float32 xyxy input px of the person a cell belongs to; ``shares``
-    ``(h, w)`` float32, the cell's share in learning that box.
+    Each item has, with h and w an eighth of the size: ``image`` ``(3, S, S)`` uint8 RGB; ``people``
+    ``(80, 4)`` float32 xyxy input px, rows of zeros behind the last one; ``known`` ``(h, w)`` float32, 0
+    where a person is too small or cut.
     """
 
     def __init__(self, boxes: BoxSet, cache: ImageCache, size_px: int, aug: Augmentation, seed: int) -> None:
@@ -154,69 +158,94 @@ def box_targets(
         size_px: side of the view.
     """
     n = size_px // FINDER_STRIDE_PX
-    cells = np.arange(n, dtype=np.float32)
-    centres, known = np.zeros((n, n), np.float32), np.ones((n, n), np.float32)
-    shares, target = np.zeros((n, n), np.float32), np.zeros((4, n, n), np.float32)
+    middles = heatmap_to_crop(np.arange(n, dtype=np.float64), FINDER_STRIDE_PX)
+    people, known = np.zeros((_MOST_PEOPLE, 4), np.float32), np.ones((n, n), np.float32)
     boxes, crowd = in_view(boxes, crowd, (size_px, size_px))
-    # Small people last: where two overlap, the smaller one's cells are its own.
-    for i in np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)):
-        x1, y1, x2, y2 = boxes[i]
-        w, h = (x2 - x1) / FINDER_STRIDE_PX, (y2 - y1) / FINDER_STRIDE_PX
-        x, y = crop_to_heatmap(np.array([(x1 + x2) / 2, (y1 + y2) / 2]), FINDER_STRIDE_PX)
-        small = (y2 - y1) < _LEAST_HEIGHT_PX
-        if crowd[i] or small:
-            inside = (abs(cells - y) <= h / 2)[:, None] & (abs(cells - x) <= w / 2)[None]
-            known[inside] = 0
-            continue
-        sx, sy = max(_CENTRE_SPREAD * w, 0.4), max(_CENTRE_SPREAD * h, 0.4)
-        # The cell nearest to the centre is exactly 1, as the focal loss wants it.
-        gx = np.exp(-((cells - round(x.clip(0, n - 1))) ** 2) / (2 * sx**2))
-        gy = np.exp(-((cells - round(y.clip(0, n - 1))) ** 2) / (2 * sy**2))
-        gauss = gy[:, None] * gx[None]
-        own = gauss > 0.01
-        np.maximum(centres, gauss, out=centres)
-        known[own] = 1
-        # Paper section 4.3: a person counts with the logarithm of its area, spread over its cells.
-        shares[own] = (gauss / gauss.sum() * np.log(max(w * h, 2.0)))[own]
-        target[:, own] = np.array([x1, y1, x2, y2], np.float32)[:, None]
-    return {"centres": centres, "known": known, "boxes": target, "shares": shares}
+    large_first = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")
+    boxes, crowd = boxes[large_first], crowd[large_first]
+    wanted = np.flatnonzero(~crowd & (boxes[:, 3] - boxes[:, 1] >= _LEAST_HEIGHT_PX))[:_MOST_PEOPLE]
+    people[: len(wanted)] = boxes[wanted]
+    reach = FINDER_STRIDE_PX / 2
+    for x1, y1, x2, y2 in np.delete(boxes, wanted, axis=0):
+        # At least the cell that it lies in.
+        rows = (middles > min(y1, (y1 + y2) / 2 - reach)) & (middles < max(y2, (y1 + y2) / 2 + reach))
+        columns = (middles > min(x1, (x1 + x2) / 2 - reach)) & (middles < max(x2, (x1 + x2) / 2 + reach))
+        known[np.ix_(rows, columns)] = 0
+    return {"people": people, "known": known}
 
 
-def centre_loss(raw: Tensor, centres: Tensor, known: Tensor) -> Tensor:
-    """Penalty-reduced focal loss of "Objects as Points", equation 1, per person; all ``(N, h, w)``."""
-    p = raw.sigmoid()
-    positive = (centres == 1).float()
-    hit = positive * (1 - p) ** 2 * F.logsigmoid(raw)
-    miss = (1 - positive) * (1 - centres) ** 4 * p**2 * F.logsigmoid(-raw) * known
-    return -(hit + miss).sum() / positive.sum().clamp_min(1)
+def _overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU (Rezatofighi et al. 2019) of boxes ``(..., 4)`` xyxy, broadcast."""
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    common = (high - low).clamp_min(0).prod(-1)
+    area_a, area_b = ((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b))
+    union = area_a + area_b - common
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    iou = common / union.clamp_min(1e-6)
+    return iou, iou - (hull - union) / hull.clamp_min(1e-6)
 
 
-def box_loss(distances: Tensor, boxes: Tensor, shares: Tensor) -> Tensor:
-    """Generalised IoU loss (Rezatofighi et al. 2019) of every cell that belongs to a person.
+def choose_learners(
+    scores: Tensor, boxes: Tensor, middles: Tensor, people: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which cells learn which person, and what they are to score (paper section 3.2, equations 1 to 4).
 
     Args:
-        distances: ``(N, 4, h, w)`` input px, from the network.
-        boxes: ``(N, 4, h, w)`` xyxy input px.
-        shares: ``(N, h, w)`` weights.
+        scores: ``(N, P)`` of cells, in [0, 1].
+        boxes: ``(N, P, 4)`` xyxy input px, of cells.
+        middles: ``(P, 2)`` of cells, input px.
+        people: ``(N, M, 4)`` xyxy input px, rows of zeros behind an image's last one.
+
+    Returns:
+        ``(N, P)`` what a cell is to score: how well it sees its person, 0 if it has none; ``(N, P)`` the
+        rows of these people; ``(N, P)`` whether it has one.
     """
+    iou, _ = _overlaps(boxes[:, None], people[:, :, None])
+    middle = (people[..., :2] + people[..., 2:])[:, :, None] / 2
+    # However narrow a person is, the cell that he lies in is within reach.
+    reach = ((people[..., 2:] - people[..., :2]) / 2).clamp_min(FINDER_STRIDE_PX / 2 + 0.01)[:, :, None]
+    there = (people[..., 2] > people[..., 0])[..., None]
+    inside = ((middles - middle).abs() < reach).all(-1) & there
+    # An overlap of nothing must not keep cells from learning that have everything to learn.
+    fit = scores[:, None] ** _SCORE_POWER * iou.clamp_min(1e-4) ** _OVERLAP_POWER * inside
+    best, cells = fit.topk(min(_LEARNERS, fit.shape[2]), dim=2)
+    learns = torch.zeros_like(fit).scatter_(2, cells, (best > 0).to(fit))
+    # Of several people a cell learns whom its box fits best.
+    closest = torch.zeros_like(fit).scatter_(1, (iou * learns).argmax(1, keepdim=True), 1.0)
+    learns = learns * torch.where(learns.sum(1, keepdim=True) > 1, closest, 1.0)
+    fit = fit * learns
+    # His best cell is to score as much as the best overlap, the others in proportion.
+    most = (iou * learns).amax(2, keepdim=True) / fit.amax(2, keepdim=True).clamp_min(1e-20)
+    goal, owner = (fit * most).max(1)
+    return goal, owner, learns.any(1)
+
+
+def aligned_loss(raw: Tensor, distances: Tensor, people: Tensor, known: Tensor) -> Tensor:
+    """Cross entropy of the scores with what they should be, and generalised IoU loss of the boxes.
+
+    Args:
+        raw: ``(N, h, w)`` centres, from the network.
+        distances: ``(N, 4, h, w)`` input px, from the network.
+        people: ``(N, M, 4)`` xyxy input px, rows of zeros behind an image's last one.
+        known: ``(N, h, w)``, 0 where people are neither wanted nor wrong.
+    """
+    if people.device.type == "cpu":
+        # Without the rows that no image fills. To count them a GPU would have to be waited for.
+        people = people[:, : max(int((people[..., 2] > people[..., 0]).sum(1).max()), 1)]
     y, x = (
-        torch.from_numpy(heatmap_to_crop(np.arange(size, dtype=np.float32), FINDER_STRIDE_PX)).to(
-            distances.device
-        )
-        for size in distances.shape[-2:]
+        torch.from_numpy(heatmap_to_crop(np.arange(size, dtype=np.float32), FINDER_STRIDE_PX)).to(raw.device)
+        for size in raw.shape[1:]
     )
-    y = y[:, None]
-    ax1, ay1, ax2, ay2 = x - distances[:, 0], y - distances[:, 1], x + distances[:, 2], y + distances[:, 3]
-    bx1, by1, bx2, by2 = boxes.unbind(1)
-    common_w = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_min(0)
-    common_h = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_min(0)
-    common = common_w * common_h
-    union: Tensor = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
-    hull = (torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)) * (
-        torch.maximum(ay2, by2) - torch.minimum(ay1, by1)
-    )
-    giou = common / union.clamp_min(1e-6) - (hull - union) / hull.clamp_min(1e-6)
-    return ((1 - giou) * shares).sum() / shares.sum().clamp_min(1e-6)
+    middles = torch.cartesian_prod(y, x).flip(1)
+    logits, sides = raw.flatten(1), distances.flatten(2).transpose(1, 2)
+    boxes = torch.cat([middles - sides[..., :2], middles + sides[..., 2:]], dim=-1)
+    with torch.no_grad():
+        goal, owner, learns = choose_learners(logits.sigmoid(), boxes, middles, people)
+        total = goal.sum().clamp_min(1)
+    counts = torch.maximum(known.flatten(1), learns.to(known))
+    score = F.binary_cross_entropy_with_logits(logits, goal, weight=counts, reduction="sum")
+    _, giou = _overlaps(boxes, people.gather(1, owner[..., None].expand(-1, -1, 4)))
+    return (score + _BOX_WEIGHT * ((1 - giou) * goal).sum()) / total
 
 
 class PersonTask:
@@ -293,11 +322,10 @@ class PersonTask:
         return learnt, chosen
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Mean over stacks of centre loss plus box loss, weighted 1 to 5 (paper section 4.3)."""
+        """Mean over stacks of :func:`aligned_loss`."""
         assert isinstance(model, PersonFinder)
         losses = [
-            centre_loss(centres, batch["centres"], batch["known"])
-            + 5 * box_loss(distances, batch["boxes"], batch["shares"])
+            aligned_loss(centres, distances, batch["people"], batch["known"])
             for centres, distances in model.every_stack(normalise(batch["image"], self._card))
         ]
         return torch.stack(losses).mean()
