@@ -82,6 +82,7 @@ def boxes(tmp_path: Path) -> Callable[[list[list[tuple[int, int, int, int]]]], B
             # A box reaches to the outer edge of its pixels, half a pixel beyond their centres.
             tuple(np.array(r, np.float32).reshape(-1, 4) - np.float32(0.5) for r in per_image),
             tuple(np.zeros(len(r), np.bool_) for r in per_image),
+            tuple(np.ones(len(r), np.float32) for r in per_image),
         )
 
     return make

@@ -302,16 +302,25 @@ def test_box_set(tmp_path: Path) -> None:
     document["categories"].append({"id": 2, "name": "dog"})
     document["annotations"] += [
         coco(id=8, category_id=2)["annotations"][0],
-        coco(id=9, iscrowd=1, bbox=[0, 0, 40, 30])["annotations"][0],
+        coco(id=9, iscrowd=1, bbox=[0, 0, 40, 30], score=0.25)["annotations"][0],
         coco(id=10, bbox=[3, 3, 0, 4])["annotations"][0],
     ]
     boxes = load_box_set(write(tmp_path, document), [])
     assert [b.tolist() for b in boxes.boxes] == [[[4, 2, 24, 27], [0, 0, 40, 30]], []]
     assert [c.tolist() for c in boxes.crowd] == [[False, True], []]
+    assert [s.tolist() for s in boxes.scores] == [[1, 0.25], []]
     assert boxes.sizes_wh.tolist() == [[40, 30], [40, 30]] and boxes.image_ids.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize(("document", "message"), [*BROKEN_ANYWAY, (coco() | {"images": []}, "no images")])
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        *BROKEN_ANYWAY,
+        (coco() | {"images": []}, "no images"),
+        (coco(score=1.5), "annotation 7 has the score 1.5, which must lie between 0 and 1"),
+        (coco(score="high"), "annotation 7 is malformed"),
+    ],
+)
 def test_broken_box_sets(tmp_path: Path, document: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         load_box_set(write(tmp_path, document), [])

@@ -275,6 +275,7 @@ def box_set(boxes: list[Any], crowd: list[Any] | None = None) -> BoxSet:
         np.full((count, 2), 100, np.int32),
         arrays,
         tuple(np.array(c, bool) for c in flags),
+        tuple(np.ones(len(b), np.float32) for b in arrays),
     )
 
 

@@ -41,15 +41,13 @@ def task(boxes: BoxSet, tmp_path: Path, **changes: Any) -> tuple[PersonTask, Tra
     return made, run
 
 
-def targets(
-    *boxes: tuple[float, ...], size_px: int = 64, crowd: bool = False
-) -> dict[str, NDArray[np.float32]]:
-    return box_targets(np.array(boxes, float).reshape(-1, 4), np.full(len(boxes), crowd), size_px)
+def targets(*boxes: tuple[float, ...], size_px: int = 64, sure: float = 1) -> dict[str, NDArray[np.float32]]:
+    return box_targets(np.array(boxes, float).reshape(-1, 4), np.full(len(boxes), sure, np.float32), size_px)
 
 
 def test_target_of_one_person() -> None:
-    made = targets((10, 6, 38, 58))
-    assert made["people"][0].tolist() == [10, 6, 38, 58] and not made["people"][1:].any()
+    made = targets((10, 6, 38, 58), sure=0.5)
+    assert made["people"][0].tolist() == [10, 6, 38, 58, 0.5] and not made["people"][1:].any()
     assert (made["known"] == 1).all()
     assert all(value.dtype == np.float32 for value in made.values())
 
@@ -60,15 +58,15 @@ def test_target_of_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    ("box", "crowd"),
+    ("box", "sure"),
     [
-        ((20, 20, 28, 29), False),  # lower than 10 px
-        ((-60, 4, 20, 60), False),  # a quarter is left in the view
-        ((8, 8, 40, 60), True),
+        ((20, 20, 28, 29), 1),  # lower than 10 px
+        ((-60, 4, 20, 60), 1),  # a quarter is left in the view
+        ((8, 8, 40, 60), 0),
     ],
 )
-def test_people_that_neither_count_nor_err(box: tuple[int, ...], crowd: bool) -> None:
-    made = targets(box, crowd=crowd)
+def test_people_that_neither_count_nor_err(box: tuple[int, ...], sure: float) -> None:
+    made = targets(box, sure=sure)
     assert not made["people"].any()
     x1, y1, x2, y2 = np.clip(box, 0, 63)
     assert made["known"][(y1 + y2) // 16, (x1 + x2) // 16] == 0
@@ -81,14 +79,14 @@ def test_person_outside_the_view_leaves_no_trace() -> None:
 
 
 def test_box_leaving_the_view_is_learnt_as_far_as_seen() -> None:
-    assert targets((30, 10, 80, 50))["people"][0].tolist() == [30, 10, 63.5, 50]
+    assert targets((30, 10, 80, 50))["people"][0].tolist() == [30, 10, 63.5, 50, 1]
 
 
 def test_of_too_many_people_the_smallest_are_unknown() -> None:
     rows = [(8.0 * (i % 8), 8.0 * (i // 8), 8.0 * (i % 8) + 8, 8.0 * (i // 8) + 12) for i in range(83)]
     rows[5] = (40.0, 0.0, 47.0, 11.0)
     made = targets(*rows, size_px=128)
-    assert made["people"].any(1).sum() == 80 and [40, 0, 47, 11] not in made["people"].tolist()
+    assert made["people"].any(1).sum() == 80 and [40, 0, 47, 11, 1] not in made["people"].tolist()
     # A cell, and of each of the last two, as large as the others, two.
     assert made["known"][0, 5] == 0 and (made["known"][10:12, 1:3] == 0).all()
     assert (made["known"] == 0).sum() == 5
@@ -116,7 +114,7 @@ def test_boxes_follow_their_pixels(boxes: Boxes, tmp_path: Path, black_canvas: N
     ys, xs = np.nonzero(white)
     span = [xs.min() - 0.5, ys.min() - 0.5, xs.max() + 0.5, ys.max() + 0.5]
     # A turned rectangle's corners are thinner than a pixel.
-    assert np.allclose(told[0], span, atol=2) and not told[1:].any()
+    assert np.allclose(told[0, :4], span, atol=2) and not told[1:].any()
 
 
 @pytest.mark.parametrize("epoch", range(12))
@@ -132,7 +130,7 @@ def test_boxes_of_a_mosaic_follow_their_pixels(
     told = told[told.any(1)]
     assert len(told)
     covered = np.kron(item["known"].numpy() == 0, np.ones((8, 8), bool))
-    for x1, y1, x2, y2 in (told + 0.5).round().astype(int):
+    for x1, y1, x2, y2 in (told[:, :4] + 0.5).round().astype(int):
         # Not all of it: the box of a turned rectangle has empty corners.
         assert white[y1:y2, x1:x2].mean() > 0.6
         covered[max(y1 - 2, 0) : y2 + 2, max(x1 - 2, 0) : x2 + 2] = True
@@ -142,9 +140,9 @@ def test_boxes_of_a_mosaic_follow_their_pixels(
 
 def test_view_cuts_people() -> None:
     boxes = np.array([[-40.0, 4, 40, 20], [-60, 4, 20, 60], [30, 2, 50, 30], [90, 4, 99, 60]])
-    cut, crowd = in_view(boxes, np.array([False, False, True, False]), (60, 25))
+    cut, sure = in_view(boxes, np.array([0.5, 1, 0, 1], np.float32), (60, 25))
     assert cut.tolist() == [[-0.5, 4, 40, 20], [-0.5, 4, 20, 24.5], [30, 2, 50, 24.5]]
-    assert crowd.tolist() == [False, True, True]
+    assert sure.tolist() == [0.5, 0, 0]
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(boxes: Boxes, tmp_path: Path) -> None:
@@ -162,14 +160,17 @@ def middles(size: int) -> Tensor:
 
 def test_learners_by_hand() -> None:
     """Three cells see the person, two of them well; the best one is to score its overlap."""
-    person = torch.tensor([[[8.0, 8.0, 24.0, 40.0], [0, 0, 0, 0]]])
+    person = torch.tensor([[[8.0, 8.0, 24.0, 40.0, 1.0], [0, 0, 0, 0, 0]]])
     boxes = torch.zeros(1, 64, 4)
     exact, half, outside = 2 * 8 + 1, 3 * 8 + 2, 7 * 8 + 7
-    boxes[0, [exact, outside]] = person[0, 0]
+    boxes[0, [exact, outside]] = person[0, 0, :4]
     boxes[0, half] = torch.tensor([8.0, 8, 16, 40])
     scores = torch.full((1, 64), 0.25)
     goal, owner, learns = choose_learners(scores, boxes, middles(8), person)
     assert goal[0, exact] == 1 and goal[0, half].item() == pytest.approx(0.5**4)
+    # As much less as it is unsure that he is there.
+    unsure, _, _ = choose_learners(scores, boxes, middles(8), person * torch.tensor([1, 1, 1, 1, 0.5]))
+    assert torch.equal(unsure, goal / 2)
     # However right its box is, a cell that does not lie on the person is not his.
     assert goal[0, outside] == 0 and not learns[0, outside]
     # All cells on him are fewer than ten: two columns, four rows.
@@ -177,8 +178,8 @@ def test_learners_by_hand() -> None:
 
 
 def test_the_surer_of_two_equally_right_cells_is_to_score_most() -> None:
-    person = torch.tensor([[[8.0, 8.0, 24.0, 40.0]]])
-    boxes = person.expand(1, 64, 4)
+    person = torch.tensor([[[8.0, 8.0, 24.0, 40.0, 1.0]]])
+    boxes = person[..., :4].expand(1, 64, 4)
     scores = torch.full((1, 64), 0.16)
     scores[0, 17] = 0.64
     goal, _, _ = choose_learners(scores, boxes, middles(8), person)
@@ -186,16 +187,16 @@ def test_the_surer_of_two_equally_right_cells_is_to_score_most() -> None:
 
 
 def test_at_most_ten_cells_learn_a_person_and_each_one_person() -> None:
-    people = torch.tensor([[[0.0, 0.0, 64.0, 64.0], [16.0, 16.0, 48.0, 48.0]]])
-    boxes = people[:, :1].expand(1, 64, 4).clone()
-    boxes[0, 27] = people[0, 1]
+    people = torch.tensor([[[0.0, 0.0, 64.0, 64.0, 1.0], [16.0, 16.0, 48.0, 48.0, 1.0]]])
+    boxes = people[:, :1, :4].expand(1, 64, 4).clone()
+    boxes[0, 27] = people[0, 1, :4]
     goal, owner, learns = choose_learners(torch.full((1, 64), 0.5), boxes, middles(8), people)
     assert owner[0, 27] == 1 and goal[0, 27].item() == pytest.approx(1)
     assert 11 <= learns.sum() <= 20 and (learns & (owner == 0)).sum() <= 10
 
 
 def test_a_tiny_person_is_learnt_by_the_cell_he_lies_in() -> None:
-    person = torch.tensor([[[16.5, 16.5, 18.5, 27.0]]])
+    person = torch.tensor([[[16.5, 16.5, 18.5, 27.0, 1.0]]])
     _, _, learns = choose_learners(torch.full((1, 64), 0.01), torch.zeros(1, 64, 4), middles(8), person)
     assert learns[0, 2 * 8 + 2]
 

@@ -2,7 +2,8 @@
 
 "Objects as Points" (Zhou, Wang and Krähenbühl 2019, arXiv:1904.07850, sections 3 and 4), whose best
 backbone was an hourglass. Boxes are distances to the four sides, as in FCOS (Tian et al. 2019,
-arXiv:1904.01355, section 3.1), so a peak one cell off the centre still gives the right box.
+arXiv:1904.01355, section 3.1), so a peak off the centre still gives the right box: the cell that sees a
+person best need not be the one in the middle of him (see :mod:`hgpose.train.person`).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class PersonFinder(nn.Module):
         self.heads = nn.ModuleList(Head(width, outputs=5) for _ in range(stacks))
         for head in self.heads:
             assert isinstance(head, Head) and head.score.bias is not None
-            # A cell is hardly ever a centre: begin there (Lin et al. 2017, "Focal Loss", sections 3.3, 4.1).
+            # Hardly any cell sees somebody: begin there (Lin et al. 2017, "Focal Loss", sections 3.3, 4.1).
             with torch.no_grad():
                 head.score.weight.normal_(std=0.01)
                 head.score.bias.zero_()
@@ -115,10 +116,10 @@ class PersonFinder(nn.Module):
     def decode(centres: Tensor, distances: Tensor, max_people: int = 100) -> tuple[Tensor, Tensor]:
         """The boxes at local maxima of the score (paper section 4, "From points to bounding boxes").
 
-        A cell's score is the probability that it is a centre, times how well its neighbours agree on the
-        box: the mean overlap (intersection over union) of theirs with its own, weighted by their
-        probabilities. Where they do not, the box is likely to be wrong, and how right it is is part of how
-        sure a found person is (as in "IoU-Net", Jiang et al. 2018, arXiv:1807.11590, section 2.1).
+        A cell's score, how right it says its box is, is multiplied by how well its neighbours agree on the
+        box: the mean overlap (intersection over union) of theirs with its own, weighted by their scores.
+        Where they do not, the box is likely to be wrong, and how right it is is part of how sure a found
+        person is (as in "IoU-Net", Jiang et al. 2018, arXiv:1807.11590, section 2.1).
 
         Stays on the device; the result has a fixed size, padded with scores of 0.
 

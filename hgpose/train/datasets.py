@@ -75,6 +75,8 @@ class BoxSet:
         sizes_wh: ``(len(files), 2)`` int32 image px.
         boxes: for every file ``(n, 4)`` float32 xyxy image px.
         crowd: for every file ``(n,)`` bool, regions that stand for many people.
+        scores: for every file ``(n,)`` float32 in [0, 1], how sure it is that the box is a person's: 1 unless
+            the file says otherwise, as of boxes that a network found.
     """
 
     files: tuple[Path, ...]
@@ -82,6 +84,7 @@ class BoxSet:
     sizes_wh: NDArray[np.int32]
     boxes: tuple[NDArray[np.float32], ...]
     crowd: tuple[NDArray[np.bool_], ...]
+    scores: tuple[NDArray[np.float32], ...]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -268,6 +271,15 @@ class CocoAnnotation:
                 f"{self.where} has the {key} {value}, which must lie between 0 and {limit}; correct it"
             )
         return value or None
+
+    def score(self) -> float:
+        """How sure it is that somebody is there, from 0 to 1; 1 where it is not given."""
+        value = self.entry.get("score")
+        if value is not None and not 0 <= float(value) <= 1:
+            raise InputError(
+                f"{self.where} has the score {value}, which must lie between 0 and 1; correct it"
+            )
+        return 1.0 if value is None else float(value)
 
     def area(self, box: tuple[float, float, float, float]) -> float:
         """The area of the person, px^2; of the box where it is not given."""
@@ -512,6 +524,7 @@ def load_box_set(path: Path, folders: Sequence[Path]) -> BoxSet:
         raise InputError(f"{path}: image {twice!r} is listed twice; list it once, with all its people")
     boxes: dict[int, list[tuple[float, float, float, float]]] = {key: [] for key in coco.images}
     crowd: dict[int, list[bool]] = {key: [] for key in coco.images}
+    scores: dict[int, list[float]] = {key: [] for key in coco.images}
     for annotation in coco.annotations():
         with reading(annotation.where):
             if coco.people and annotation.category_id not in coco.people:
@@ -520,12 +533,14 @@ def load_box_set(path: Path, folders: Sequence[Path]) -> BoxSet:
                 annotation.check_inside(box)
                 boxes[annotation.image.id].append(box)
                 crowd[annotation.image.id].append(annotation.is_crowd)
+                scores[annotation.image.id].append(annotation.score())
     return BoxSet(
         tuple(coco.file(image) for image in coco.images.values()),
         np.array(list(coco.images), dtype=np.int64),
         np.array([image.size_wh for image in coco.images.values()], dtype=np.int32),
         tuple(np.array(boxes[key], dtype=np.float32).reshape(-1, 4) for key in coco.images),
         tuple(np.array(crowd[key], dtype=np.bool_) for key in coco.images),
+        tuple(np.array(scores[key], dtype=np.float32) for key in coco.images),
     )
 
 
@@ -566,4 +581,5 @@ def concatenate_boxes(sets: Sequence[BoxSet]) -> BoxSet:
         np.concatenate([s.sizes_wh for s in sets]),
         sum((s.boxes for s in sets), ()),
         sum((s.crowd for s in sets), ()),
+        sum((s.scores for s in sets), ()),
     )

@@ -49,16 +49,17 @@ _WHOLE_ZOOM, _QUARTER_ZOOM = (0.6, 2.2), (0.9, 2.8)
 #: False boxes allowed an image, and per 100 images without people, when the threshold is chosen.
 _FALSE_BOXES = (0.28, 1.8)
 
-#: Boxes ``(n, 4)`` and which of them are crowds ``(n,)``.
-_Boxes = tuple[NDArray[np.floating], NDArray[np.bool_]]
+#: Boxes ``(n, 4)`` and how sure it is that they show people ``(n,)``, in [0, 1]: 0 are regions where people
+#: are neither wanted nor wrong.
+_Boxes = tuple[NDArray[np.floating], NDArray[np.float32]]
 
 
 class PersonDataset(Samples):
     """Random views of images with person boxes. Items depend on seed, epoch and index alone.
 
     Each item has, with h and w an eighth of the size: ``image`` ``(3, S, S)`` uint8 RGB; ``people``
-    ``(80, 4)`` float32 xyxy input px, rows of zeros behind the last one; ``known`` ``(h, w)`` float32, 0
-    where a person is too small or cut.
+    ``(80, 5)`` float32, xyxy input px and how sure they are, rows of zeros behind the last one; ``known``
+    ``(h, w)`` float32, 0 where a person is too small or cut.
     """
 
     def __init__(self, boxes: BoxSet, cache: ImageCache, size_px: int, aug: Augmentation, seed: int) -> None:
@@ -72,27 +73,27 @@ class PersonDataset(Samples):
         rng = np.random.default_rng((self.seed, epoch, i))
         canvas = random_fill(self.size_px, rng)
         if rng.random() < self.aug.mosaic:
-            boxes, crowd = self._mosaic(i, canvas, rng)
+            boxes, sure = self._mosaic(i, canvas, rng)
         else:
-            boxes, crowd = self._view(i, canvas, _WHOLE_ZOOM, rng)
+            boxes, sure = self._view(i, canvas, _WHOLE_ZOOM, rng)
         view = random_look(canvas, self.aug, rng)
         image = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
-        targets = box_targets(boxes, crowd, self.size_px)
+        targets = box_targets(boxes, sure, self.size_px)
         return {"image": image} | {key: torch.from_numpy(value) for key, value in targets.items()}
 
     def _mosaic(self, i: int, canvas: NDArray[np.uint8], rng: np.random.Generator) -> _Boxes:
         """Views of four images, side by side ("YOLOv4", Bochkovskiy et al. 2020, section 3.3)."""
         others = rng.integers(len(self), size=3).tolist()
         x, y = (rng.uniform(0.3, 0.7, 2) * self.size_px).astype(int).tolist()
-        boxes, crowd = [], []
+        boxes, sure = [], []
         for j, (left, top) in zip([i, *others], [(0, 0), (x, 0), (0, y), (x, y)], strict=True):
             quarter = canvas[top : y if top == 0 else self.size_px, left : x if left == 0 else self.size_px]
             shown = quarter.copy()
-            b, c = self._view(j, shown, _QUARTER_ZOOM, rng)
+            b, s = self._view(j, shown, _QUARTER_ZOOM, rng)
             quarter[:] = shown
             boxes.append(b + np.array([left, top, left, top]))
-            crowd.append(c)
-        return np.concatenate(boxes), np.concatenate(crowd)
+            sure.append(s)
+        return np.concatenate(boxes), np.concatenate(sure)
 
     def _view(
         self, i: int, canvas: NDArray[np.uint8], zoom: tuple[float, float], rng: np.random.Generator
@@ -106,7 +107,8 @@ class PersonDataset(Samples):
         corners = self.cache.to_window(i, self.boxes.boxes[i][:, [[0, 1], [2, 1], [0, 3], [2, 3]]])
         turned = transform.to_crop(corners)
         boxes = np.concatenate([turned.min(1), turned.max(1)], axis=1)
-        return in_view(boxes, self.boxes.crowd[i], (width, height))
+        sure = np.where(self.boxes.crowd[i], np.float32(0), self.boxes.scores[i])
+        return in_view(boxes, sure, (width, height))
 
     def _random_view(
         self,
@@ -130,12 +132,12 @@ class PersonDataset(Samples):
         )
 
 
-def in_view(boxes: NDArray[np.floating], crowd: NDArray[np.bool_], size_wh: tuple[int, int]) -> _Boxes:
+def in_view(boxes: NDArray[np.floating], sure: NDArray[np.float32], size_wh: tuple[int, int]) -> _Boxes:
     """Boxes cut to a view, without those that lie outside.
 
     Args:
         boxes: ``(n, 4)`` xyxy px of the view.
-        crowd: ``(n,)``, regions where people are neither wanted nor wrong.
+        sure: ``(n,)``, 0 for regions where people are neither wanted nor wrong.
         size_wh: size of the view, px.
 
     Returns:
@@ -144,27 +146,27 @@ def in_view(boxes: NDArray[np.floating], crowd: NDArray[np.bool_], size_wh: tupl
     cut = boxes.clip(-0.5, np.tile(size_wh, 2) - 0.5)
     area, left = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (boxes, cut))
     seen = left > 0
-    return cut[seen], (crowd | (left < _LEAST_VISIBLE * area))[seen]
+    return cut[seen], np.where(left < _LEAST_VISIBLE * area, np.float32(0), sure)[seen]
 
 
 def box_targets(
-    boxes: NDArray[np.floating], crowd: NDArray[np.bool_], size_px: int
+    boxes: NDArray[np.floating], sure: NDArray[np.float32], size_px: int
 ) -> dict[str, NDArray[np.float32]]:
     """Training targets of one view; see :class:`PersonDataset`.
 
     Args:
         boxes: ``(n, 4)`` xyxy input px, which may leave the view.
-        crowd: ``(n,)``, regions where people are neither wanted nor wrong.
+        sure: ``(n,)``, 0 for regions where people are neither wanted nor wrong.
         size_px: side of the view.
     """
     n = size_px // FINDER_STRIDE_PX
     middles = heatmap_to_crop(np.arange(n, dtype=np.float64), FINDER_STRIDE_PX)
-    people, known = np.zeros((_MOST_PEOPLE, 4), np.float32), np.ones((n, n), np.float32)
-    boxes, crowd = in_view(boxes, crowd, (size_px, size_px))
+    people, known = np.zeros((_MOST_PEOPLE, 5), np.float32), np.ones((n, n), np.float32)
+    boxes, sure = in_view(boxes, sure, (size_px, size_px))
     large_first = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")
-    boxes, crowd = boxes[large_first], crowd[large_first]
-    wanted = np.flatnonzero(~crowd & (boxes[:, 3] - boxes[:, 1] >= _LEAST_HEIGHT_PX))[:_MOST_PEOPLE]
-    people[: len(wanted)] = boxes[wanted]
+    boxes, sure = boxes[large_first], sure[large_first]
+    wanted = np.flatnonzero((sure > 0) & (boxes[:, 3] - boxes[:, 1] >= _LEAST_HEIGHT_PX))[:_MOST_PEOPLE]
+    people[: len(wanted), :4], people[: len(wanted), 4] = boxes[wanted], sure[wanted]
     reach = FINDER_STRIDE_PX / 2
     for x1, y1, x2, y2 in np.delete(boxes, wanted, axis=0):
         # At least the cell that it lies in.
@@ -194,18 +196,18 @@ def choose_learners(
         scores: ``(N, P)`` of cells, in [0, 1].
         boxes: ``(N, P, 4)`` xyxy input px, of cells.
         middles: ``(P, 2)`` of cells, input px.
-        people: ``(N, M, 4)`` xyxy input px, rows of zeros behind an image's last one.
+        people: ``(N, M, 5)`` xyxy input px and how sure they are, rows of zeros behind an image's last one.
 
     Returns:
         ``(N, P)`` what a cell is to score: how well it sees its person, 0 if it has none; ``(N, P)`` the
         rows of these people; ``(N, P)`` whether it has one.
     """
-    iou, _ = _overlaps(boxes[:, None], people[:, :, None])
-    middle = (people[..., :2] + people[..., 2:])[:, :, None] / 2
+    low, high, sure = people.split([2, 2, 1], dim=-1)
+    iou, _ = _overlaps(boxes[:, None], people[:, :, None, :4])
+    middle = (low + high)[:, :, None] / 2
     # However narrow a person is, the cell that he lies in is within reach.
-    reach = ((people[..., 2:] - people[..., :2]) / 2).clamp_min(FINDER_STRIDE_PX / 2 + 0.01)[:, :, None]
-    there = (people[..., 2] > people[..., 0])[..., None]
-    inside = ((middles - middle).abs() < reach).all(-1) & there
+    reach = ((high - low) / 2).clamp_min(FINDER_STRIDE_PX / 2 + 0.01)[:, :, None]
+    inside = ((middles - middle).abs() < reach).all(-1) & (sure > 0)
     # An overlap of nothing must not keep cells from learning that have everything to learn.
     fit = scores[:, None] ** _SCORE_POWER * iou.clamp_min(1e-4) ** _OVERLAP_POWER * inside
     best, cells = fit.topk(min(_LEARNERS, fit.shape[2]), dim=2)
@@ -214,9 +216,10 @@ def choose_learners(
     closest = torch.zeros_like(fit).scatter_(1, (iou * learns).argmax(1, keepdim=True), 1.0)
     learns = learns * torch.where(learns.sum(1, keepdim=True) > 1, closest, 1.0)
     fit = fit * learns
-    # His best cell is to score as much as the best overlap, the others in proportion.
+    # His best cell is to score as much as the best overlap, the less the less sure he is, the others in
+    # proportion.
     most = (iou * learns).amax(2, keepdim=True) / fit.amax(2, keepdim=True).clamp_min(1e-20)
-    goal, owner = (fit * most).max(1)
+    goal, owner = (fit * most * sure).max(1)
     return goal, owner, learns.any(1)
 
 
@@ -226,12 +229,12 @@ def aligned_loss(raw: Tensor, distances: Tensor, people: Tensor, known: Tensor) 
     Args:
         raw: ``(N, h, w)`` centres, from the network.
         distances: ``(N, 4, h, w)`` input px, from the network.
-        people: ``(N, M, 4)`` xyxy input px, rows of zeros behind an image's last one.
+        people: ``(N, M, 5)`` xyxy input px and how sure they are, rows of zeros behind an image's last one.
         known: ``(N, h, w)``, 0 where people are neither wanted nor wrong.
     """
     if people.device.type == "cpu":
         # Without the rows that no image fills. To count them a GPU would have to be waited for.
-        people = people[:, : max(int((people[..., 2] > people[..., 0]).sum(1).max()), 1)]
+        people = people[:, : max(int((people[..., 4] > 0).sum(1).max()), 1)]
     y, x = (
         torch.from_numpy(heatmap_to_crop(np.arange(size, dtype=np.float32), FINDER_STRIDE_PX)).to(raw.device)
         for size in raw.shape[1:]
@@ -244,7 +247,7 @@ def aligned_loss(raw: Tensor, distances: Tensor, people: Tensor, known: Tensor) 
         total = goal.sum().clamp_min(1)
     counts = torch.maximum(known.flatten(1), learns.to(known))
     score = F.binary_cross_entropy_with_logits(logits, goal, weight=counts, reduction="sum")
-    _, giou = _overlaps(boxes, people.gather(1, owner[..., None].expand(-1, -1, 4)))
+    _, giou = _overlaps(boxes, people[..., :4].gather(1, owner[..., None].expand(-1, -1, 4)))
     return (score + _BOX_WEIGHT * ((1 - giou) * goal).sum()) / total
 
 
@@ -316,7 +319,7 @@ class PersonTask:
     def data(self) -> tuple[str, str]:
         """Checksums of the images to learn from and of those to choose on."""
         learnt, chosen = (
-            checksum(boxes.files, (*boxes.boxes, *boxes.crowd))
+            checksum(boxes.files, (*boxes.boxes, *boxes.crowd, *boxes.scores))
             for boxes in (self.dataset.boxes, self.validation)
         )
         return learnt, chosen
