@@ -118,6 +118,26 @@ def test_boxes_follow_their_pixels(boxes: Boxes, tmp_path: Path, black_canvas: N
 
 
 @pytest.mark.parametrize("epoch", range(12))
+def test_the_box_of_somebody_round_is_not_widened_where_the_view_is_turned(
+    boxes: Boxes, tmp_path: Path, black_canvas: None, epoch: int
+) -> None:
+    seen = boxes([[(44, 10, 56, 70)]])
+    picture = np.zeros((80, 100, 3), np.uint8)
+    ys, xs = np.mgrid[:80, :100]
+    picture[((xs - 49.5) / 6) ** 2 + ((ys - 39.5) / 30) ** 2 <= 1] = 255
+    write_png(seen.files[0], picture)
+    made, _ = task(seen, tmp_path, size_px=256)
+    made.dataset.aug = STILL
+    item = made.dataset[(epoch, 0)]
+    ys, xs = np.nonzero(item["image"][0].numpy() > 127)
+    x1, y1, x2, y2, sure = item["people"][0].tolist()
+    if not sure:
+        return
+    # A pixel of the picture spans three and more of the view.
+    assert (x1, y1, x2, y2) == pytest.approx((xs.min(), ys.min(), xs.max(), ys.max()), abs=4)
+
+
+@pytest.mark.parametrize("epoch", range(12))
 def test_boxes_of_a_mosaic_follow_their_pixels(
     boxes: Boxes, tmp_path: Path, black_canvas: None, epoch: int
 ) -> None:

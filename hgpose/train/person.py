@@ -103,10 +103,14 @@ class PersonDataset(Samples):
         height, width = canvas.shape[:2]
         transform = self._random_view(image, (width, height), zoom, rng)
         transform.warp(image, onto=canvas)
-        # All four corners, for a view that is turned.
-        corners = self.cache.to_window(i, self.boxes.boxes[i][:, [[0, 1], [2, 1], [0, 3], [2, 3]]])
-        turned = transform.to_crop(corners)
-        boxes = np.concatenate([turned.min(1), turned.max(1)], axis=1)
+        # People are round: where a view is turned, the box of their turned ellipse is theirs. That of their
+        # turned box, which has empty corners, would be too wide.
+        x1, y1, x2, y2 = self.boxes.boxes[i].T
+        x, y = (x1 + x2) / 2, (y1 + y2) / 2
+        ends = np.stack([x, y, x2, y, x, y2], axis=1).reshape(-1, 3, 2)
+        middle, side, foot = transform.to_crop(self.cache.to_window(i, ends)).transpose(1, 0, 2)
+        reach = np.hypot(side - middle, foot - middle)
+        boxes = np.concatenate([middle - reach, middle + reach], axis=1)
         sure = np.where(self.boxes.crowd[i], np.float32(0), self.boxes.scores[i])
         return in_view(boxes, sure, (width, height))
 
