@@ -206,7 +206,7 @@ def choose_learners(
         ``(N, P)`` what a cell is to score: how well it sees its person, 0 if it has none; ``(N, P)`` the
         rows of these people; ``(N, P)`` whether it has one.
     """
-    low, high, sure = people.split([2, 2, 1], dim=-1)
+    low, high, sure = people[..., :2], people[..., 2:4], people[..., 4:]
     iou, _ = _overlaps(boxes[:, None], people[:, :, None, :4])
     middle = (low + high)[:, :, None] / 2
     # However narrow a person is, the cell that he lies in is within reach.
