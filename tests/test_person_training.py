@@ -283,14 +283,14 @@ def test_validation_set_without_boxes_that_count(
         PersonTask(learnt, chosen, {"stacks": 1, "width": 16}, run, tmp_path / "cache", {}, 64, 0.5)
 
 
-@pytest.mark.parametrize("crowd", [False, True])
-def test_training_set_without_boxes(boxes: Boxes, tmp_path: Path, crowd: bool) -> None:
+@pytest.mark.parametrize("which", ["none", "crowds", "surely nobody"])
+def test_training_set_without_boxes(boxes: Boxes, tmp_path: Path, which: str) -> None:
     chosen = boxes([[(10, 10, 50, 70)], []])
-    learnt = (
-        replace(chosen, crowd=tuple(np.ones(len(b), bool) for b in chosen.boxes))
-        if crowd
-        else boxes([[], []])
-    )
+    learnt = {
+        "none": boxes([[], []]),
+        "crowds": replace(chosen, crowd=tuple(np.ones(len(b), bool) for b in chosen.boxes)),
+        "surely nobody": replace(chosen, scores=tuple(np.zeros(len(b), np.float32) for b in chosen.boxes)),
+    }[which]
     run = TrainOptions(out=tmp_path / "run", size_px=64, epochs=1)
     with pytest.raises(InputError, match=r"training set .*has no boxes"):
         PersonTask(learnt, chosen, {"stacks": 1, "width": 16}, run, tmp_path / "cache", {}, 64, 0.5)

@@ -301,7 +301,7 @@ class PersonTask:
                 f"the validation set (with {validation.files[0]}) has no boxes of people as high as a tenth "
                 "of their image: choose another --val"
             )
-        if not any((~crowd).any() for crowd in boxes.crowd):
+        if not any((~crowd & (s > 0)).any() for crowd, s in zip(boxes.crowd, boxes.scores, strict=True)):
             raise InputError(f"the training set (with {boxes.files[0]}) has no boxes: add annotations")
         windows = [Window(file, None, 2 * options.size_px) for file in boxes.files]
         self.dataset = PersonDataset(
