@@ -76,7 +76,8 @@ class BoxSet:
         boxes: for every file ``(n, 4)`` float32 xyxy image px.
         crowd: for every file ``(n,)`` bool, regions that stand for many people.
         scores: for every file ``(n,)`` float32 in [0, 1], how sure it is that the box is a person's: 1 unless
-            the file says otherwise, as of boxes that a network found.
+            the file says otherwise, as of boxes that a network found. What scores 0 is learnt as little as a
+            crowd.
     """
 
     files: tuple[Path, ...]
