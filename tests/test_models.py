@@ -186,14 +186,28 @@ def test_finder_decodes_a_peak() -> None:
     boxes, scores = PersonFinder.decode(centres, distances, max_people=10)
     assert boxes.shape == (1, 10, 4)
     # The middle of cell (7, 5) lies at input px (59.5, 43.5).
-    assert boxes[0, 0].tolist() == [49.5, 23.5, 89.5, 83.5]
-    assert boxes[0, 1].tolist() == [153.5, 79.5, 193.5, 139.5]
+    assert boxes[0, 0].tolist() == pytest.approx([49.5, 23.5, 89.5, 83.5], abs=0.01)
+    assert boxes[0, 1].tolist() == pytest.approx([153.5, 79.5, 193.5, 139.5], abs=0.01)
     # Boxes of 40 x 60 px, of which four lie 8 px beside, and as many 8 px over corners.
     shared = [32 * 60, 32 * 60, 40 * 52, 40 * 52, *[32 * 52] * 4]
     agreement = sum(both / (2 * 2400 - both) for both in shared) / 8
     expected = torch.tensor([3.0, 1.0]).sigmoid() * torch.tensor([1.0, agreement])
     assert scores[0, :2].tolist() == pytest.approx(expected.tolist(), rel=1e-3)
     assert (scores[0, 2:] < 0.01).all()
+
+
+def test_finder_boxes_are_their_neighbours_too() -> None:
+    centres = torch.full((1, 8, 8), -30.0)
+    centres[0, 3, 3], centres[0, 3, 4] = 2, 1
+    distances = torch.full((1, 4, 8, 8), 20.0)
+    # 10 px to the right of the box of the peak, of whose 40 x 40 px it shares 30 x 40.
+    distances[0, :, 3, 4] += torch.tensor([-2.0, 0, 2, 0])
+    boxes, scores = PersonFinder.decode(centres, distances, max_people=1)
+    peak, beside = torch.tensor([2.0, 1.0]).sigmoid().tolist()
+    overlap = 1200 / 2000
+    shift = 10 * beside * overlap / (peak + beside * overlap)
+    assert boxes[0, 0].tolist() == pytest.approx([7.5 + shift, 7.5, 47.5 + shift, 47.5], abs=1e-3)
+    assert scores[0, 0].item() == pytest.approx(peak * overlap, abs=1e-3)
 
 
 def test_finder_decodes_small_maps() -> None:

@@ -119,7 +119,9 @@ class PersonFinder(nn.Module):
         A cell's score, how right it says its box is, is multiplied by how well its neighbours agree on the
         box: the mean overlap (intersection over union) of theirs with its own, weighted by their scores.
         Where they do not, the box is likely to be wrong, and how right it is is part of how sure a found
-        person is (as in "IoU-Net", Jiang et al. 2018, arXiv:1807.11590, section 2.1).
+        person is (as in "IoU-Net", Jiang et al. 2018, arXiv:1807.11590, section 2.1). The box itself is the
+        mean of its own and theirs, by their scores and overlaps ("bounding box voting", Gidaris and Komodakis
+        2015, arXiv:1505.01749, section 4): each is a guess at the same person, and they err in many ways.
 
         Stays on the device; the result has a fixed size, padded with scores of 0.
 
@@ -136,29 +138,33 @@ class PersonFinder(nn.Module):
         left, upper, right, lower = distances.unbind(1)
         boxes = torch.stack([x - left, y - upper, x + right, y + lower], dim=1)
         scores = centres.sigmoid()
-        scores = scores * _agreement(boxes, scores)
+        boxes, agreement = _vote(boxes, scores)
+        scores = scores * agreement
         peaks = scores * (F.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0] == scores)
         top, cells = peaks.flatten(1).topk(min(max_people, h * w))
         return boxes.flatten(2).gather(2, cells[:, None].expand(-1, 4, -1)).transpose(1, 2), top
 
 
-def _agreement(boxes: Tensor, weights: Tensor) -> Tensor:
-    """Mean overlap of each cell's box with those of the eight cells around, by their weights.
+def _vote(boxes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """What each cell and the eight around it think of the cell's box.
 
     Args:
         boxes: ``(N, 4, h, w)`` xyxy.
         weights: ``(N, h, w)``; cells off the map have none.
 
     Returns:
-        ``(N, h, w)`` in [0, 1].
+        ``(N, 4, h, w)`` their mean, by weights and overlaps with the cell's own box, and ``(N, h, w)`` in
+        [0, 1] the mean overlap of the eight, by weights.
     """
     n, _, h, w = boxes.shape
-    around = [i for i in range(9) if i != 4]
-    theirs = F.unfold(F.pad(boxes, (1, 1, 1, 1), mode="replicate"), 3).view(n, 4, 9, h, w)[:, :, around]
-    share = F.unfold(weights[:, None], 3, padding=1).view(n, 9, h, w)[:, around]
+    theirs = F.unfold(F.pad(boxes, (1, 1, 1, 1), mode="replicate"), 3).view(n, 4, 9, h, w)
+    share = F.unfold(weights[:, None], 3, padding=1).view(n, 9, h, w)
     ours = boxes[:, :, None]
     low, high = torch.maximum(theirs[:, :2], ours[:, :2]), torch.minimum(theirs[:, 2:], ours[:, 2:])
     common = (high - low).clamp_min(0).prod(1)
     sizes = [(box[:, 2:] - box[:, :2]).prod(1) for box in (theirs, ours)]
-    overlaps = common / (sizes[0] + sizes[1] - common).clamp_min(1e-6)
-    return (overlaps * share).sum(1) / share.sum(1).clamp_min(1e-9)
+    votes = share * common / (sizes[0] + sizes[1] - common).clamp_min(1e-6)
+    mean = (theirs * votes[:, None]).sum(2) / votes.sum(1, keepdim=True).clamp_min(1e-30)
+    around = [i for i in range(9) if i != 4]
+    agreement = votes[:, around].sum(1) / share[:, around].sum(1).clamp_min(1e-9)
+    return mean, agreement
